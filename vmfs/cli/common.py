@@ -1,0 +1,123 @@
+"""Arguments and openings that the commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from vmfs.catalog.catalog import Catalog
+from vmfs.cli.secrets import add_secret_arguments, find_secret
+from vmfs.cli.settings import RepositorySettings, load_settings
+from vmfs.errors import UsageError
+from vmfs.repo.repository import Repository
+from vmfs.store import open_store
+
+log = logging.getLogger(__name__)
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def add_verbosity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice, for debugging")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_repository_argument(parser: argparse.ArgumentParser, *, many_follow: bool = False) -> None:
+    """REPO and all that opening it takes. With `many_follow`, any number of positional arguments come after
+    it, and `take_repository` must tell them apart."""
+    parser.add_argument(
+        "repository",
+        nargs="?",
+        metavar="REPO",
+        help="directory of the repository, or its name in the configuration file; default $VMFS_REPOSITORY",
+    )
+    add_secret_arguments(parser)
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", help="keep index and catalog below DIR; default $VMFS_CACHE_DIR"
+    )
+    parser.add_argument(
+        "--catalog", metavar="URL", help="database of the catalog; default SQLite in the cache"
+    )
+    add_verbosity(parser)
+    parser.set_defaults(many_follow=many_follow)
+
+
+def take_repository(args: argparse.Namespace, rest: list[str]) -> list[str]:
+    """The positional arguments after REPO, where REPO may have been left out because the environment or the
+    configuration names it: then what argparse took for REPO is the first of them."""
+    if args.repository and not _names_repository(args.repository) and _default_repository():
+        rest = [args.repository, *rest]
+        args.repository = None
+    return rest
+
+
+def repository_settings(args: argparse.Namespace) -> RepositorySettings:
+    """Raises UsageError when no repository is named anywhere."""
+    name = args.repository or _default_repository()
+    if not name:
+        raise UsageError("no repository; give REPO or set VMFS_REPOSITORY")
+    return load_settings().find(name)
+
+
+def open_repository(args: argparse.Namespace) -> Repository:
+    settings = repository_settings(args)
+    store = open_store(settings.url)
+    secret = find_secret(args, settings)
+    return Repository.open(store, secret, cache_root=cache_root(args))
+
+
+def cache_root(args: argparse.Namespace) -> Path | None:
+    return Path(args.cache_dir) if args.cache_dir else None
+
+
+def catalog_url(repository: Repository, args: argparse.Namespace) -> str:
+    configured = args.catalog or repository_settings(args).catalog
+    return configured or f"sqlite:///{repository.cache_dir / 'catalog.sqlite'}"
+
+
+def open_catalog(repository: Repository, args: argparse.Namespace) -> Catalog:
+    """The catalog, brought up to date with the store. Damaged points are warned of; `catalog.damaged()`
+    tells them."""
+    catalog = Catalog.open(catalog_url(repository, args), repository.id)
+    for damaged in catalog.sync(repository):
+        log.warning("restore point %s is damaged: %s", damaged.id, damaged.message)
+    return catalog
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `65536`, `256K`, `4M`. For argparse."""
+    number, unit = text[:-1], text[-1:].lower()
+    if unit.isdigit():
+        number, unit = text, ""
+    if unit not in _UNITS or not number.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 65536, 256K or 4M")
+    return int(number) * _UNITS[unit]
+
+
+def format_size(size: float) -> str:
+    """`1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _default_repository() -> str | None:
+    return os.environ.get("VMFS_REPOSITORY") or load_settings().default
+
+
+def _names_repository(text: str) -> bool:
+    return text in load_settings().repositories or Path(text.removeprefix("file://"), "config").is_file()

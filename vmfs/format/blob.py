@@ -1,0 +1,114 @@
+"""A blob: a clear header, then AES-256-GCM ciphertext and tag.
+
+    offset size
+         0    4  magic "VMFB"
+         4    1  version
+         5    1  kind       1 data, 2 node, 3 artifact
+         6    1  codec      0 raw, 1 lz4 block
+         7    1  zero
+         8    8  epoch id   zero for nodes and artifacts
+        16   32  blob id
+        48    4  plain length
+        52    4  stored length   of the ciphertext, without the tag
+        56   12  nonce
+        68    …  ciphertext, then the 16-byte tag
+
+The header and the repository id are the associated data, so a blob can be moved to another pack but not be
+passed off as another. The key comes from (epoch root, kind, id): authentication binds the id.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+import lz4.block
+
+from vmfs.format import VERSION, aead
+from vmfs.format.errors import AuthenticationError, ContentError, LengthError, MagicError, VersionError
+from vmfs.format.keys import Epoch, Kind, blob_key
+
+MAGIC = b"VMFB"
+HEADER = struct.Struct("<4sBBBB8s32sII12s")
+OVERHEAD = HEADER.size + aead.TAG_SIZE
+MAX_PLAIN = 4 << 20
+"""Bytes. Chunks are at most this, and so is every blob: it bounds what a reader must ever allocate."""
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Codec(IntEnum):
+    RAW = 0
+    LZ4 = 1
+
+
+class Header(NamedTuple):
+    kind: Kind
+    codec: Codec
+    epoch: bytes
+    id: bytes
+    plain_length: int
+    stored_length: int
+    nonce: bytes
+
+
+def compress(plain: Buffer) -> tuple[Codec, Buffer]:
+    """What does not shrink by a sixteenth is not worth the reader's time and stays raw."""
+    packed: bytes = lz4.block.compress(plain, store_size=False)
+    if len(packed) > len(plain) - len(plain) // 16:
+        return Codec.RAW, plain
+    return Codec.LZ4, packed
+
+
+def seal(
+    kind: Kind, blob_id: bytes, plain: Buffer, *, epoch: Epoch, nonce: bytes, repository_id: bytes
+) -> tuple[bytes, bytes]:
+    """The blob as (header, ciphertext with tag). `plain` is 1 byte to 4 MiB."""
+    if not 0 < len(plain) <= MAX_PLAIN:
+        raise ValueError(f"a blob holds 1 to {MAX_PLAIN} bytes, not {len(plain)}")
+    codec, stored = compress(plain)
+    header = HEADER.pack(MAGIC, VERSION, kind, codec, 0, epoch.id, blob_id, len(plain), len(stored), nonce)
+    key = blob_key(epoch, kind, blob_id)
+    return header, aead.provider.encrypt(key, nonce, stored, header + repository_id)
+
+
+def parse_header(data: Buffer) -> Header:
+    """The header at the start of `data`; `data` need not be the whole blob."""
+    if len(data) < HEADER.size:
+        raise LengthError("blob is cut short in its header")
+    magic, version, kind, codec, reserved, epoch, blob_id, plain, stored, nonce = HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise MagicError("no blob starts here")
+    if version != VERSION:
+        raise VersionError(f"blob has format version {version}; this program knows {VERSION}")
+    try:
+        header = Header(Kind(kind), Codec(codec), epoch, blob_id, plain, stored, nonce)
+    except ValueError as error:
+        raise ContentError(f"blob header makes no sense: {error}") from None
+    if reserved or not 0 < plain <= MAX_PLAIN or stored > plain:
+        raise ContentError("blob header makes no sense: its lengths lie")
+    return header
+
+
+def unseal(data: Buffer, *, kind: Kind, blob_id: bytes, epoch: Epoch, repository_id: bytes) -> bytes:
+    """The plaintext of the blob that `data` is, checked to be the one asked for."""
+    header = parse_header(data)
+    if len(data) != OVERHEAD + header.stored_length:
+        raise LengthError("blob is not as long as its header says")
+    if (header.kind, header.id, header.epoch) != (kind, blob_id, epoch.id):
+        raise AuthenticationError("another blob lies in this one's place")
+    view = memoryview(data)
+    aad = bytes(view[: HEADER.size]) + repository_id
+    key = blob_key(epoch, kind, blob_id)
+    stored = aead.provider.decrypt(key, header.nonce, view[HEADER.size :], aad)
+    if header.codec is Codec.RAW:
+        plain = stored
+    else:
+        try:
+            plain = lz4.block.decompress(stored, uncompressed_size=header.plain_length)
+        except lz4.block.LZ4BlockError:
+            raise ContentError("blob does not decompress to the length it states") from None
+    if len(plain) != header.plain_length:
+        raise ContentError("blob does not decompress to the length it states")
+    return plain

@@ -1,0 +1,1 @@
+"""What the objects mean together: open, write session, read, index, leases, verify."""

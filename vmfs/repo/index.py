@@ -1,0 +1,331 @@
+"""Where every blob lies: the index objects of the store, merged into a few local files.
+
+Nothing of it is held in memory but fan-out and pack tables; a look-up is one small read a file. The local
+files may be deleted at any time. An index object that is damaged or gone is made up for by the directories of
+the packs that it covered.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import heapq
+import json
+import logging
+import os
+import secrets
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from vmfs.errors import IntegrityError
+from vmfs.format import index, pack
+from vmfs.format.keys import Keys
+from vmfs.repo import names
+from vmfs.store import Store
+
+log = logging.getLogger(__name__)
+
+_STATE = "state.json"
+_READ = 1 << 20
+_MERGE_FAN_IN = 32
+_GROWTH = 4
+"""Each file is at least so many times larger than the next: a few files, and few rewrites of each row."""
+
+
+class Location(NamedTuple):
+    """Where a blob lies: `length` bytes from byte `offset` of the pack of that name."""
+
+    pack: bytes
+    offset: int
+    length: int
+
+
+class Segment:
+    """One index file, open for look-ups. Safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        size = os.fstat(self._fd).st_size
+        self.header = index.parse_header(os.pread(self._fd, index.HEADER.size, 0), size)
+        head = os.pread(self._fd, self.header.entries_offset, 0)
+        self.packs = index.packs(head, self.header)
+        self._fanout = index.fanout(head[self.header.fanout_offset :])
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def find(self, blob_id: bytes) -> Location | None:
+        bits = self.header.fanout_bits
+        bucket = index.bucket(blob_id, bits)
+        first = self._fanout[bucket - 1] if bucket else 0
+        rows = self._read(first, self._fanout[bucket] - first)
+        at = rows.find(blob_id)
+        while at >= 0 and at % index.ENTRY.size:
+            at = rows.find(blob_id, at + 1)
+        if at < 0:
+            return None
+        number, offset, length = index.PLACE.unpack_from(rows, at + index.ID_SIZE)
+        return Location(self.packs[number].name, offset, length)
+
+    def rows(self) -> Iterator[bytes]:
+        step = _READ // index.ENTRY.size
+        for first in range(0, self.header.entries, step):
+            data = self._read(first, min(step, self.header.entries - first))
+            for at in range(0, len(data), index.ENTRY.size):
+                yield data[at : at + index.ENTRY.size]
+
+    def _read(self, first: int, count: int) -> bytes:
+        size = index.ENTRY.size
+        return os.pread(self._fd, count * size, self.header.entries_offset + first * size)
+
+
+def make_row(blob_id: bytes, number: int, offset: int, length: int) -> bytes:
+    """An index entry; `number` is the pack's place in the pack table."""
+    return index.ENTRY.pack(blob_id, number, offset, length)
+
+
+def unique_sorted(rows: Iterable[bytes]) -> list[bytes]:
+    """Rows ascending by id, the first of each id."""
+    out: list[bytes] = []
+    for row in sorted(rows):
+        if not out or out[-1][: index.ID_SIZE] != row[: index.ID_SIZE]:
+            out.append(row)
+    return out
+
+
+class ChunkIndex:
+    """All of a repository's index, by way of the cache in `directory`."""
+
+    def __init__(self, store: Store, keys: Keys, directory: Path) -> None:
+        self._store = store
+        self._keys = keys
+        self._directory = directory
+        self._segments: tuple[Segment, ...] = ()
+        self._files: tuple[str, ...] = ()
+        self.damaged: dict[str, str] = {}
+        """Index objects that could not be used, with the reason."""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def find(self, blob_id: bytes) -> Location | None:
+        for segment in self._segments:
+            if location := segment.find(blob_id):
+                return location
+        return None
+
+    def __len__(self) -> int:
+        """Entries; a blob that two sessions stored at once may count twice."""
+        return sum(segment.header.entries for segment in self._segments)
+
+    def packs(self) -> dict[bytes, int]:
+        """Size in bytes of every pack that is indexed, by name."""
+        return {ref.name: ref.size for segment in self._segments for ref in segment.packs}
+
+    def rows(self) -> Iterator[tuple[bytes, Location]]:
+        """Every entry, in no order."""
+        for segment in self._segments:
+            for row in segment.rows():
+                blob_id, number, offset, length = index.ENTRY.unpack(row)
+                yield blob_id, Location(segment.packs[number].name, offset, length)
+
+    def sync(self) -> None:
+        """Take in what the store has and the cache has not; forget what the store no longer has."""
+        with self._locked():
+            stored = {name for name, _ in self._store.list(names.INDEX)}
+            state = _State.load(self._directory)
+            state.drop_unless(stored)
+            self.damaged = {}
+            for name in sorted(stored - state.covered()):
+                self._take_in(name, state)
+            if self.damaged:
+                self._make_up(state)
+            self._compact(state)
+            state.save()
+            self._reopen(state)
+            state.remove_unused()
+
+    def add(self, name: str, data: bytes) -> None:
+        """Take in an index object that was just stored, without reading it back."""
+        with self._locked():
+            state = _State.load(self._directory)
+            state.add(_write(self._directory, data), {name})
+            self._compact(state)
+            state.save()
+            self._reopen(state)
+            state.remove_unused()
+
+    def unindexed_packs(self) -> list[tuple[str, int]]:
+        """(object name, size) of packs in the store that no index covers."""
+        known = {names.pack(name) for name in self.packs()}
+        return [(name, size) for name, size in self._store.list(names.PACKS) if name not in known]
+
+    def from_directories(self, packs: Iterable[tuple[str, int]]) -> bytes | None:
+        """An index made from the packs' own directories, None if there is nothing to index. A pack that
+        cannot be read is left out with a warning."""
+        table: list[index.PackRef] = []
+        rows: list[bytes] = []
+        for name, size in packs:
+            try:
+                entries = read_directory(self._store, name, size, self._keys)
+            except IntegrityError as error:
+                log.warning("%s is left out: %s", name, error)
+                continue
+            rows += (make_row(e.id, len(table), e.offset, e.length) for e in entries)
+            table.append(index.PackRef(bytes.fromhex(name.rsplit("/", 1)[1]), size))
+        return index.encode(table, unique_sorted(rows), self._keys) if table else None
+
+    def _take_in(self, name: str, state: _State) -> None:
+        try:
+            data = load_index(self._store, name, self._keys)
+        except IntegrityError as error:
+            log.warning("%s: %s; using the directories of the packs instead", name, error)
+            self.damaged[name] = str(error)
+            return
+        state.add(_write(self._directory, data), {name})
+        if len(state.segments) > _MERGE_FAN_IN:
+            self._compact(state)
+
+    def _make_up(self, state: _State) -> None:
+        self._reopen(state)
+        if data := self.from_directories(self.unindexed_packs()):
+            # It covers nothing: the damage is to be noticed again at the next opening.
+            state.add(_write(self._directory, data), set())
+
+    def _compact(self, state: _State) -> None:
+        """Merge from the small end until each file is _GROWTH times the next."""
+        sizes = {file: (self._directory / file).stat().st_size for file in state.segments}
+        order = sorted(state.segments, key=lambda file: sizes[file])
+        take = total = 0
+        for number, file in enumerate(order):
+            if number and sizes[file] < _GROWTH * total:
+                take = number + 1
+            total += sizes[file]
+        if take > 1:
+            merged = _merge(self._directory, order[:take], self._keys)
+            covers = set().union(*(state.segments.pop(file) for file in order[:take]))
+            state.add(merged, covers)
+
+    def _reopen(self, state: _State) -> None:
+        files = tuple(state.segments)
+        if files != self._files:
+            kept = dict(zip(self._files, self._segments, strict=True))
+            opened = tuple(kept.get(file) or Segment(self._directory / file) for file in files)
+            # Newest and smallest first would be no better: a look-up that fails asks all of them.
+            self._segments, self._files = opened, files
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time changes the cache; readers hold their files open and need no lock."""
+        fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+class _State:
+    """Which files make up the cache, and which index objects each stands for."""
+
+    def __init__(self, directory: Path, segments: dict[str, set[str]]) -> None:
+        self._directory = directory
+        self.segments = segments
+
+    @staticmethod
+    def load(directory: Path) -> _State:
+        try:
+            tree = json.loads((directory / _STATE).read_bytes())
+            segments = {str(file): set(covers) for file, covers in tree["segments"].items()}
+            for file in segments:
+                Segment(directory / file)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IntegrityError):
+            # A cache: whatever is wrong with it, it is made anew.
+            segments = {}
+        return _State(directory, segments)
+
+    def save(self) -> None:
+        tree = {"segments": {file: sorted(covers) for file, covers in self.segments.items()}}
+        new = self._directory / f"{_STATE}.new"
+        new.write_text(json.dumps(tree))
+        new.replace(self._directory / _STATE)
+
+    def covered(self) -> set[str]:
+        return set().union(*self.segments.values())
+
+    def add(self, file: str, covers: set[str]) -> None:
+        self.segments[file] = covers
+
+    def drop_unless(self, stored: set[str]) -> None:
+        """Forget files that stand for objects which the store lost, and those that stand for none."""
+        self.segments = {f: covers for f, covers in self.segments.items() if covers and covers <= stored}
+
+    def remove_unused(self) -> None:
+        for path in self._directory.glob("*.vmfi"):
+            if path.name not in self.segments:
+                path.unlink(missing_ok=True)
+
+
+def load_index(store: Store, name: str, keys: Keys) -> bytes:
+    """The index object of that name, checked. Raises IntegrityError."""
+    data = store.get(name)
+    index.check(data, keys)
+    if names.index(blake3(data).digest()) != name:
+        raise IntegrityError("it is not what its name says")
+    return data
+
+
+def read_directory(store: Store, name: str, size: int, keys: Keys) -> list[pack.Entry]:
+    """The directory of a pack of `size` bytes. Raises IntegrityError."""
+    trailer = store.get_range(name, max(0, size - pack.TRAILER_SIZE), pack.TRAILER_SIZE)
+    tail = pack.tail_size(trailer, size)
+    return pack.parse_tail(store.get_range(name, size - tail, tail), size, keys)
+
+
+def _write(directory: Path, data: bytes) -> str:
+    file = f"{secrets.token_hex(8)}.vmfi"
+    (directory / file).write_bytes(data)
+    return file
+
+
+def _merge(directory: Path, files: list[str], keys: Keys) -> str:
+    """One file with the entries of all, each id once. Needs little memory, whatever their size."""
+    segments = [Segment(directory / file) for file in files]
+    table: dict[index.PackRef, int] = {}
+    streams = [_renumbered(segment, table) for segment in segments]
+    bits = index.fanout_bits(sum(segment.header.entries for segment in segments))
+    counts = array("I", bytes(4 << bits))
+    merged = f"{secrets.token_hex(8)}.vmfi"
+    with open(directory / merged, "w+b") as out:
+        out.seek(len(index.encode_head(list(table), counts)))
+        last = b""
+        for row in heapq.merge(*streams):
+            if row[: index.ID_SIZE] != last:
+                last = row[: index.ID_SIZE]
+                counts[index.bucket(last, bits)] += 1
+                out.write(row)
+        out.seek(0)
+        out.write(index.encode_head(list(table), counts))
+        out.seek(0)
+        running = index.mac(keys)
+        while piece := out.read(_READ):
+            running.update(piece)
+        out.write(index.finish_mac(running, keys))
+    return merged
+
+
+def _renumbered(segment: Segment, table: dict[index.PackRef, int]) -> Iterator[bytes]:
+    """The segment's rows, with pack numbers of the common table, which this first adds its packs to."""
+    numbers = [table.setdefault(ref, len(table)) for ref in segment.packs]
+
+    def rows() -> Iterator[bytes]:
+        for row in segment.rows():
+            blob_id, number, offset, length = index.ENTRY.unpack(row)
+            yield make_row(blob_id, numbers[number], offset, length)
+
+    return rows()

@@ -1,0 +1,57 @@
+"""The few system calls that LocalStore changes a directory with.
+
+They are one class so that the fault tests can fail, tear and forget any one of them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+Buffer = bytes | bytearray | memoryview
+_IOV_MAX = 1024
+
+
+class Posix:
+    def mkdir(self, path: Path) -> None:
+        path.mkdir(mode=0o700, exist_ok=True)
+
+    def create(self, path: Path) -> int:
+        """A new file, open and locked for writing; the lock shows that its writer lives."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def write(self, fd: int, parts: Sequence[Buffer]) -> None:
+        pending = [memoryview(part).cast("B") for part in parts if len(part)]
+        start = 0
+        while start < len(pending):
+            written = os.writev(fd, pending[start : start + _IOV_MAX])
+            while start < len(pending) and written >= len(pending[start]):
+                written -= len(pending[start])
+                start += 1
+            if written:
+                pending[start] = pending[start][written:]
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give the file a second name. Raises FileExistsError if it is taken."""
+        os.link(source, target)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+
+    def fsync_directory(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
