@@ -7,14 +7,16 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vmfs.catalog.catalog import Catalog
 from vmfs.cli.secrets import add_secret_arguments, find_secret
 from vmfs.cli.settings import RepositorySettings, load_settings
 from vmfs.errors import UsageError
 from vmfs.repo.repository import Repository
 from vmfs.store import open_store
+
+if TYPE_CHECKING:
+    from vmfs.catalog.catalog import Catalog
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +86,10 @@ def catalog_url(repository: Repository, args: argparse.Namespace) -> str:
 
 
 def open_catalog(repository: Repository, args: argparse.Namespace) -> Catalog:
-    """The catalog, brought up to date with the store. Damaged points are warned of; `catalog.damaged()`
-    tells them."""
+    """The catalog, brought up to date with the store. Damaged points are warned of."""
+    # SQLAlchemy takes a while to import, and not every command needs it.
+    from vmfs.catalog.catalog import Catalog
+
     catalog = Catalog.open(catalog_url(repository, args), repository.id)
     for damaged in catalog.sync(repository):
         log.warning("restore point %s is damaged: %s", damaged.id, damaged.message)

@@ -60,6 +60,7 @@ class Program:
         _log_to_stderr(self.name, verbose=getattr(args, "verbose", 0), quiet=getattr(args, "quiet", False))
         try:
             signal.signal(signal.SIGTERM, _terminate)
+            args.program = self
             status: int = args.run(args)
             sys.stdout.flush()
             return status

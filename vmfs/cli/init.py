@@ -16,8 +16,8 @@ def register(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "init",
         help="make a repository",
-        description="Make an encrypted repository in a directory that is empty or does not exist. Whoever loses "
-        "every passphrase and key file of a repository loses what is in it.",
+        description="Make an encrypted repository in a directory that is empty or does not exist. "
+        "Whoever loses every passphrase and key file of a repository loses what is in it.",
     )
     common.add_repository_argument(parser)
     parser.add_argument(
@@ -32,7 +32,7 @@ def register(subparsers: Any) -> None:
         type=int,
         default=DEFAULT_COST,
         metavar="N",
-        help=f"scrypt cost of the passphrase as a power of two; default {DEFAULT_COST}: 128 MiB, half a second",
+        help=f"scrypt cost of the passphrase, log2; default {DEFAULT_COST}: 128 MiB, half a second",
     )
     common.add_json(parser)
     parser.set_defaults(run=run)
@@ -52,6 +52,6 @@ def run(args: argparse.Namespace) -> int:
         elif not args.quiet:
             print(f"Made repository {store.url}, id {repository.id.hex()}.")
             print(
-                "Keep its passphrase or key file, and a copy of its keys/, config and epochs/, in another place."
+                "Keep its passphrase or key file in another place, and a copy of config, keys/ and epochs/."
             )
     return 0

@@ -78,7 +78,7 @@ def _read(path: str, what: str) -> bytes:
 def _run(command: str) -> bytes:
     try:
         words = shlex.split(command)
-        return subprocess.run(words, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL).stdout  # noqa: S603
+        return subprocess.run(words, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL).stdout
     except (ValueError, IndexError):
         raise UsageError(
             f"the passphrase command {command!r} cannot be understood; check its quotes"

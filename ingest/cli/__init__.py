@@ -1,0 +1,1 @@
+"""The command `vmfs-ingest`: one module a command, as in vmfs.cli."""

@@ -1,0 +1,165 @@
+"""vmfs-ingest image: back up disk images, block devices and NBD exports."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ingest.chain import find_parent, plan_disks
+from ingest.pipeline import ingest
+from ingest.sources.qemu import FORMATS
+from ingest.sources.spec import parse_spec
+from vmfs.cli import common
+from vmfs.cli.progress import ProgressBars
+from vmfs.errors import UsageError, VmfsError
+from vmfs.format.blob import MAX_PLAIN
+from vmfs.format.manifest import Disk, Vm, check_name
+from vmfs.repo.repository import Point
+
+log = logging.getLogger(__name__)
+
+
+def register(subparsers: Any) -> None:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "image",
+        help="back up disk images, block devices and NBD exports",
+        description="Back up disks as a new restore point of a VM. All of a disk is read, and only what the "
+        "repository does not have is stored; with --bitmap, only what changed is read.",
+    )
+    common.add_repository_argument(parser, many_follow=True)
+    parser.add_argument(
+        "disks",
+        nargs="+",
+        metavar="DISK",
+        help="[ALIAS=]PATH of a raw file, block device, qcow2, vmdk, vdi or vhdx image, or [ALIAS=]NBD-URI",
+    )
+    parser.add_argument("--vm", required=True, metavar="NAME", help="whose disks they are")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--bitmap",
+        metavar="NAME",
+        help="read only what this dirty bitmap says has changed since the parent point",
+    )
+    how.add_argument(
+        "--full", action="store_true", help="read the disks in full; the default without --bitmap"
+    )
+    parser.add_argument(
+        "--heal",
+        action="store_true",
+        help="read a disk in full where its bitmap cannot be used, instead of failing",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="ID",
+        help="record that this checkpoint was taken with this backup; an incremental by a bitmap of that "
+        "name will start from here",
+    )
+    parser.add_argument(
+        "--attach",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="keep FILE (vm.ovf, domain.xml) with the point",
+    )
+    parser.add_argument("--format", choices=FORMATS, help="format of the images; found out if not given")
+    parser.add_argument(
+        "--consistency",
+        choices=("crash", "filesystem", "offline"),
+        default="crash",
+        help="how the guest's data was fixed when the disks were; default crash",
+    )
+    common.add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    disks = common.take_repository(args, args.disks)
+    check_name("VM name", args.vm)
+    specs = [parse_spec(text, format=args.format) for text in disks]
+    artifacts = _read_artifacts(args.attach)
+    with ExitStack() as opened:
+        repository = opened.enter_context(common.open_repository(args))
+        catalog = opened.enter_context(common.open_catalog(repository, args))
+        parent = None
+        if args.bitmap:
+            known = [point.id for point in catalog.points(args.vm) if point.engine is None]
+            parent = find_parent(repository, reversed(known), args.bitmap)
+        planned = plan_disks(
+            specs, parent, bitmap=args.bitmap, checkpoint=args.checkpoint, heal=args.heal, opened=opened
+        )
+        bars = opened.enter_context(ProgressBars(quiet=args.quiet or args.json))
+        point = ingest(
+            repository,
+            Vm(name=args.vm, id=args.vm),
+            planned,
+            parent=parent,
+            artifacts=artifacts,
+            consistency=args.consistency,
+            progress=lambda now: bars.update(now.alias, now.done, now.total),
+        )
+        catalog.sync(repository)
+    if args.json:
+        common.print_json(_facts(point))
+    elif not args.quiet:
+        _print(point)
+    return 0
+
+
+def _read_artifacts(paths: list[str]) -> dict[str, bytes]:
+    artifacts = {}
+    for path in map(Path, paths):
+        name = check_name("artifact", path.name)
+        if name in artifacts:
+            raise UsageError(f"two attached files are called {name}; rename one")
+        try:
+            with path.open("rb") as file:
+                artifacts[name] = file.read(MAX_PLAIN + 1)
+        except OSError as error:
+            raise VmfsError(f"attached file {path}: {error.strerror}") from None
+        if len(artifacts[name]) > MAX_PLAIN:
+            raise VmfsError(
+                f"attached file {path} is too large; at most {common.format_size(MAX_PLAIN)} are kept"
+            )
+    return artifacts
+
+
+def _facts(point: Point) -> dict[str, Any]:
+    return {
+        "id": point.id,
+        "vm": point.manifest.vm.name,
+        "time": point.manifest.time.isoformat(),
+        "parent": point.manifest.parent,
+        "disks": [
+            {
+                "alias": disk.alias,
+                "size": disk.size,
+                "allocated": disk.allocated,
+                "mode": disk.mode,
+                "full_reason": disk.full_reason,
+                "checkpoint": disk.checkpoint,
+                "bytes_read": disk.bytes_read,
+                "bytes_new": disk.bytes_new,
+                "bytes_stored": disk.bytes_stored,
+            }
+            for disk in point.manifest.disks
+        ],
+        "artifacts": [{"name": item.name, "size": item.size} for item in point.manifest.artifacts],
+    }
+
+
+def _print(point: Point) -> None:
+    print(f"Restore point {point.id} of {point.manifest.vm.name}")
+    for disk in point.manifest.disks:
+        print(f"  {disk.alias}: {_summary(disk)}")
+
+
+def _summary(disk: Disk) -> str:
+    size = common.format_size
+    reason = f" ({disk.full_reason})" if disk.full_reason else ""
+    return (
+        f"{disk.mode}{reason}, {size(disk.bytes_read)} read of {size(disk.size)}, "
+        f"{size(disk.bytes_new)} new, {size(disk.bytes_stored)} stored"
+    )

@@ -1,0 +1,37 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vmfs.repo.repository import Repository
+from vmfs.repo.secret import Passphrase
+from vmfs.store import LocalStore
+
+COST = 10
+"""scrypt cost: as cheap as the format allows."""
+SECRET = Passphrase(b"correct horse")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the user's cache, configuration or secrets."""
+    for name in ("REPOSITORY", "PASSPHRASE_FILE", "PASSPHRASE_COMMAND", "KEY_FILE"):
+        monkeypatch.delenv(f"VMFS_{name}", raising=False)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("VMFS_CACHE_DIR", str(home / "cache"))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    """A new repository with chunks of 64 KiB, opened with SECRET."""
+    store = LocalStore(tmp_path / "repository")
+    with Repository.create(
+        store, SECRET, chunk_size=64 << 10, cost=COST, cache_root=tmp_path / "cache"
+    ) as repository:
+        yield repository
