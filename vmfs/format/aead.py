@@ -23,6 +23,9 @@ class Provider(Protocol):
     def encrypt(self, key: bytes, nonce: bytes, plain: Buffer, aad: bytes) -> bytes:
         """The ciphertext followed by its 16-byte tag."""
 
+    def encrypt_into(self, key: bytes, nonce: bytes, plain: Buffer, aad: bytes, out: memoryview) -> None:
+        """The same into `out`, which is exactly as long as plaintext and tag."""
+
     def decrypt(self, key: bytes, nonce: bytes, sealed: Buffer, aad: bytes) -> bytes:
         """The plaintext. Raises AuthenticationError if any bit of the arguments is not what was sealed."""
 
@@ -37,6 +40,14 @@ class PyCryptodome:
         cipher.update(aad)
         sealed, tag = cipher.encrypt_and_digest(plain)
         return sealed + tag
+
+    def encrypt_into(self, key: bytes, nonce: bytes, plain: Buffer, aad: bytes, out: memoryview) -> None:
+        from Crypto.Cipher import AES
+
+        cipher = AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=TAG_SIZE)
+        cipher.update(aad)
+        cipher.encrypt(plain, output=out[: len(plain)])
+        out[len(plain) :] = cipher.digest()
 
     def decrypt(self, key: bytes, nonce: bytes, sealed: Buffer, aad: bytes) -> bytes:
         from Crypto.Cipher import AES
@@ -57,6 +68,9 @@ class Cryptography:
 
     def encrypt(self, key: bytes, nonce: bytes, plain: Buffer, aad: bytes) -> bytes:
         return AESGCM(key).encrypt(nonce, plain, aad)
+
+    def encrypt_into(self, key: bytes, nonce: bytes, plain: Buffer, aad: bytes, out: memoryview) -> None:
+        AESGCM(key).encrypt_into(nonce, plain, aad, out)
 
     def decrypt(self, key: bytes, nonce: bytes, sealed: Buffer, aad: bytes) -> bytes:
         try:

@@ -61,16 +61,55 @@ def compress(plain: Buffer) -> tuple[Codec, Buffer]:
     return Codec.LZ4, packed
 
 
-def seal(
-    kind: Kind, blob_id: bytes, plain: Buffer, *, epoch: Epoch, nonce: bytes, repository_id: bytes
-) -> tuple[bytes, bytes]:
-    """The blob as (header, ciphertext with tag). `plain` is 1 byte to 4 MiB."""
+class Body(NamedTuple):
+    """What a blob will hold, compressed or not. `length` is that of the whole blob, bytes."""
+
+    codec: Codec
+    plain_length: int
+    stored: Buffer
+
+    @property
+    def length(self) -> int:
+        return OVERHEAD + len(self.stored)
+
+
+def make_body(plain: Buffer) -> Body:
+    """`plain` is 1 byte to 4 MiB; it must stay as it is until the blob is sealed."""
     if not 0 < len(plain) <= MAX_PLAIN:
         raise ValueError(f"a blob holds 1 to {MAX_PLAIN} bytes, not {len(plain)}")
     codec, stored = compress(plain)
-    header = HEADER.pack(MAGIC, VERSION, kind, codec, 0, epoch.id, blob_id, len(plain), len(stored), nonce)
+    return Body(codec, len(plain), stored)
+
+
+def seal_into(
+    out: memoryview,
+    kind: Kind,
+    blob_id: bytes,
+    body: Body,
+    *,
+    epoch: Epoch,
+    nonce: bytes,
+    repository_id: bytes,
+) -> None:
+    """Write the whole blob to `out`, which is exactly `body.length` long."""
+    header = HEADER.pack(
+        *(MAGIC, VERSION, kind, body.codec, 0, epoch.id, blob_id),
+        *(body.plain_length, len(body.stored), nonce),
+    )
+    out[: HEADER.size] = header
     key = blob_key(epoch, kind, blob_id)
-    return header, aead.provider.encrypt(key, nonce, stored, header + repository_id)
+    aead.provider.encrypt_into(key, nonce, body.stored, header + repository_id, out[HEADER.size :])
+
+
+def seal(
+    kind: Kind, blob_id: bytes, plain: Buffer, *, epoch: Epoch, nonce: bytes, repository_id: bytes
+) -> bytes:
+    """The whole blob."""
+    body = make_body(plain)
+    out = bytearray(body.length)
+    with memoryview(out) as view:
+        seal_into(view, kind, blob_id, body, epoch=epoch, nonce=nonce, repository_id=repository_id)
+    return bytes(out)
 
 
 def parse_header(data: Buffer) -> Header:

@@ -32,7 +32,8 @@ MAC_SIZE = 32
 TRAILER_SIZE = TRAILER.size + MAC_SIZE
 TARGET_SIZE = 64 << 20
 """Bytes of blobs after which a pack is closed."""
-MAX_SIZE = (1 << 32) - 1
+MAX_ENTRIES = 1 << 16
+"""Blobs after which a pack is closed, however small they are."""
 
 
 class Entry(NamedTuple):

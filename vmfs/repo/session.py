@@ -11,7 +11,9 @@ import logging
 import secrets
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from threading import BoundedSemaphore, Lock
+from mmap import mmap
+from queue import SimpleQueue
+from threading import Condition, Lock
 from types import TracebackType
 from typing import NamedTuple
 
@@ -32,7 +34,8 @@ from vmfs.store import Store
 log = logging.getLogger(__name__)
 
 _UPLOADERS = 2
-_WAITING_PACKS = 3
+_PACKS_IN_MEMORY = 5
+"""One of data and one of nodes being filled, the others on their way to the store."""
 _INDEX_ENTRIES = 1 << 18
 """After so many new blobs an index object is written: bounds the memory of a session, and what a crash
 leaves to be found again."""
@@ -47,16 +50,35 @@ class Stored(NamedTuple):
 
 
 class _Pack:
-    def __init__(self) -> None:
-        self.entries: list[pack.Entry] = []
-        self.parts: list[bytes] = []
-        self.size = 0
+    """A pack being filled. Its memory is used for one pack after another: fresh pages cost more than what is
+    done with them. Aligned, as memory of mmap is, so that the store can write it directly."""
 
-    def append(self, kind: Kind, blob_id: bytes, header: bytes, sealed: bytes) -> None:
-        length = len(header) + len(sealed)
-        self.entries.append(pack.Entry(blob_id, self.size, length, kind))
-        self.parts += (header, sealed)
+    CAPACITY = pack.TARGET_SIZE + blob.OVERHEAD + blob.MAX_PLAIN
+    SIZE = CAPACITY + pack.MAX_ENTRIES * pack.ENTRY.size + pack.TRAILER_SIZE
+
+    def __init__(self, memory: mmap) -> None:
+        self.memory = memory
+        self.entries: list[pack.Entry] = []
+        self.size = 0
+        self.writing = 0
+        """Blobs whose place is taken and whose bytes are still being sealed."""
+        self.closed = False
+
+    def reserve(self, kind: Kind, blob_id: bytes, length: int) -> memoryview:
+        """The place for a blob, bytes."""
+        start = self.size
+        self.entries.append(pack.Entry(blob_id, start, length, kind))
         self.size += length
+        self.writing += 1
+        return memoryview(self.memory)[start : self.size]
+
+    @property
+    def full(self) -> bool:
+        return self.size >= pack.TARGET_SIZE or len(self.entries) >= pack.MAX_ENTRIES
+
+    @property
+    def ready(self) -> bool:
+        return self.closed and not self.writing
 
 
 class WriteSession:
@@ -83,13 +105,17 @@ class WriteSession:
         self._generation = trash.generation(store)
         self._condemned = trash.condemned_packs(store, keys)
         self._lock = Lock()
+        self._sealed = Condition(self._lock)
+        """Told whenever a blob's bytes are in their place."""
         self._index_lock = Lock()
         self._claimed: set[bytes] = set()
-        self._packs = {Kind.DATA: _Pack(), Kind.NODE: _Pack()}
+        self._memories: SimpleQueue[mmap] = SimpleQueue()
+        for _ in range(_PACKS_IN_MEMORY):
+            self._memories.put(mmap(-1, _Pack.SIZE))
+        self._packs: dict[Kind, _Pack | None] = {Kind.DATA: None, Kind.NODE: None}
         self._finished: list[tuple[index.PackRef, list[pack.Entry]]] = []
         self._uploads: dict[Kind, set[Future[None]]] = {Kind.DATA: set(), Kind.NODE: set()}
         self._error: BaseException | None = None
-        self._slots = BoundedSemaphore(_WAITING_PACKS)
         self._executor = ThreadPoolExecutor(_UPLOADERS, "vmfs-upload")
         self._lease = Lease(store, keys, "writer")
 
@@ -120,16 +146,9 @@ class WriteSession:
             if blob_id in self._claimed:
                 return Stored(blob_id, False, 0)
             self._claimed.add(blob_id)
-        header, sealed = blob.seal(
-            kind,
-            blob_id,
-            plain,
-            epoch=self._epoch if kind is Kind.DATA else self._keys.metadata,
-            nonce=secrets.token_bytes(12),
-            repository_id=self._keys.repository_id,
-        )
-        self._append(kind, blob_id, header, sealed)
-        return Stored(blob_id, True, len(header) + len(sealed))
+        body = blob.make_body(plain)
+        self._append(kind, blob_id, body)
+        return Stored(blob_id, True, body.length)
 
     def store_artifact(self, name: str, content: bytes) -> Artifact:
         """Keep a small file beside the disks. Raises UsageError for a name or size that cannot be."""
@@ -161,47 +180,82 @@ class WriteSession:
         self._store.put(name, [point.encode(name, manifest, seed=self._seed, nonce=nonce, keys=self._keys)])
         return point_id
 
-    def _append(self, kind: Kind, blob_id: bytes, header: bytes, sealed: bytes) -> None:
+    def _append(self, kind: Kind, blob_id: bytes, body: blob.Body) -> None:
         lane = Kind.DATA if kind is Kind.DATA else Kind.NODE
-        with self._lock:
-            filling = self._packs[lane]
-            filling.append(kind, blob_id, header, sealed)
-            if filling.size < pack.TARGET_SIZE:
-                return
-            self._packs[lane] = _Pack()
-        if lane is Kind.NODE:
-            self._drain(Kind.DATA)
-        self._upload(lane, filling)
+        filling, place = self._reserve(lane, kind, blob_id, body.length)
+        with place:
+            blob.seal_into(
+                place,
+                kind,
+                blob_id,
+                body,
+                epoch=self._epoch if kind is Kind.DATA else self._keys.metadata,
+                nonce=secrets.token_bytes(12),
+                repository_id=self._keys.repository_id,
+            )
+        with self._sealed:
+            filling.writing -= 1
+            nodes_ready = filling.ready and lane is Kind.NODE
+            if filling.ready and not nodes_ready:
+                self._upload(lane, filling)
+            self._sealed.notify_all()
+        if nodes_ready:
+            self._upload_nodes(filling)
+
+    def _reserve(self, lane: Kind, kind: Kind, blob_id: bytes, length: int) -> tuple[_Pack, memoryview]:
+        while True:
+            with self._lock:
+                filling = self._packs[lane]
+                if filling:
+                    place = filling.reserve(kind, blob_id, length)
+                    if filling.full:
+                        filling.closed = True
+                        self._packs[lane] = None
+                    return filling, place
+            # Waits for an upload to end when all memory is in use.
+            memory = self._memories.get()
+            with self._lock:
+                if self._packs[lane] is None:
+                    self._packs[lane] = _Pack(memory)
+                    continue
+            self._memories.put(memory)
 
     def _drain(self, lane: Kind) -> None:
         """Wait until all blobs of that lane so far are durable."""
-        with self._lock:
-            filling, self._packs[lane] = self._packs[lane], _Pack()
-        if filling.entries:
-            self._upload(lane, filling)
-        with self._lock:
+        with self._sealed:
+            filling, self._packs[lane] = self._packs[lane], None
+            if filling:
+                filling.closed = True
+                if filling.ready:
+                    self._upload(lane, filling)
+                # Else whoever seals its last blob uploads it.
+                self._sealed.wait_for(lambda: filling.ready)
             waiting = set(self._uploads[lane])
         wait(waiting)
         if self._error:
             raise self._error
 
-    def _upload(self, lane: Kind, full: _Pack) -> None:
-        self._slots.acquire()
+    def _upload_nodes(self, full: _Pack) -> None:
+        """Nodes must not be durable before the chunks that they point to."""
+        self._drain(Kind.DATA)
         with self._lock:
-            self._uploads[lane] = {future for future in self._uploads[lane] if not future.done()}
-            self._uploads[lane].add(self._executor.submit(self._put_pack, full))
+            self._upload(Kind.NODE, full)
+
+    def _upload(self, lane: Kind, full: _Pack) -> None:
+        """With the lock held."""
+        self._uploads[lane] = {future for future in self._uploads[lane] if not future.done()}
+        self._uploads[lane].add(self._executor.submit(self._put_pack, full))
 
     def _put_pack(self, full: _Pack) -> None:
         try:
-            full.parts.append(pack.encode_directory(full.entries, full.size, self._keys))
-            digest = blake3()
-            for part in full.parts:
-                digest.update(part)
-            name = digest.digest()
-            size = full.size + len(full.parts[-1])
-            self._store.put(names.pack(name), full.parts)
+            directory = pack.encode_directory(full.entries, full.size, self._keys)
+            end = full.size + len(directory)
+            full.memory[full.size : end] = directory
+            with memoryview(full.memory) as memory, memory[:end] as content:
+                name = blake3(content).digest()
+                self._store.put(names.pack(name), [content])
             with self._lock:
-                self._finished.append((index.PackRef(name, size), full.entries))
+                self._finished.append((index.PackRef(name, end), full.entries))
                 due = sum(len(entries) for _, entries in self._finished) >= _INDEX_ENTRIES
             if due:
                 self._write_index()
@@ -209,8 +263,7 @@ class WriteSession:
             self._error = self._error or error
             raise
         finally:
-            full.parts.clear()
-            self._slots.release()
+            self._memories.put(full.memory)
 
     def _write_index(self) -> None:
         """An index object for the packs that are durable and in no index yet."""
