@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from ingest.pipeline import PlannedDisk
 from ingest.sources.base import BitmapError, DiskSource
@@ -21,10 +22,20 @@ from vmfs.repo.repository import Point, Repository
 log = logging.getLogger(__name__)
 
 
-def find_parent(repository: Repository, newest_first: Iterable[str], bitmap: str) -> Point | None:
+class Parent(NamedTuple):
+    """The point that an incremental starts from. `resized` are the aliases of disks that had another size
+    later on: a bitmap keeps no record of what a disk lost and got back as zeros, even if it now has the size
+    that it had."""
+
+    point: Point
+    resized: frozenset[str]
+
+
+def find_parent(repository: Repository, newest_first: Iterable[str], bitmap: str) -> Parent | None:
     """The point that `bitmap` tells the changes since; None when the VM has no point yet. Raises BitmapError
     when its points record checkpoints, and none of that name."""
     newest: Point | None = None
+    sizes: dict[str, set[int]] = {}
     for point_id in newest_first:
         try:
             point = repository.load_point(point_id)
@@ -32,20 +43,22 @@ def find_parent(repository: Repository, newest_first: Iterable[str], bitmap: str
             log.warning("restore point %s cannot be a parent: %s", point_id, error)
             continue
         checkpoints = {disk.checkpoint for disk in point.manifest.disks}
+        for disk in point.manifest.disks:
+            sizes.setdefault(disk.alias, set()).add(disk.size)
         if bitmap in checkpoints:
-            return point
+            return Parent(point, frozenset(alias for alias, seen in sizes.items() if len(seen) > 1))
         newest = newest or point
     if newest and any(disk.checkpoint for disk in newest.manifest.disks):
         raise BitmapError(
             f"no restore point of this VM was taken at checkpoint {bitmap!a}, so its bitmap cannot be used; "
             "name another one, or use --full"
         )
-    return newest
+    return Parent(newest, frozenset()) if newest else None
 
 
 def plan_disks(
     specs: Sequence[DiskSpec],
-    parent: Point | None,
+    parent: Parent | None,
     *,
     bitmap: str | None,
     checkpoint: str | None,
@@ -63,7 +76,7 @@ def plan_disks(
 
 def _plan(
     spec: DiskSpec,
-    parent: Point | None,
+    parent: Parent | None,
     bitmap: str | None,
     checkpoint: str | None,
     heal: bool,
@@ -76,10 +89,10 @@ def _plan(
 
     if bitmap is None:
         return full(None)
-    base = parent.manifest.disk(spec.alias) if parent else None
+    base = parent.point.manifest.disk(spec.alias) if parent else None
     if parent is None or base is None:
         return full(
-            "no restore point of this VM yet" if parent is None else f"not in restore point {parent.id}"
+            "no restore point of this VM yet" if parent is None else f"not in restore point {parent.point.id}"
         )
     try:
         source = open_source(spec, bitmap=bitmap)
@@ -93,9 +106,14 @@ def _plan(
     return PlannedDisk(spec.alias, source, base, checkpoint)
 
 
-def _check_size(source: DiskSource, base: Disk, parent: Point, bitmap: str) -> None:
+def _check_size(source: DiskSource, base: Disk, parent: Parent, bitmap: str) -> None:
     if source.size != base.size:
         raise BitmapError(
-            f"disk {source.name} has {source.size} bytes, and had {base.size} in restore point {parent.id}: "
-            f"bitmap {bitmap!a} is of a disk of another size; use --full"
+            f"disk {source.name} has {source.size} bytes, and had {base.size} in restore point "
+            f"{parent.point.id}: bitmap {bitmap!a} is of a disk of another size; use --full"
+        )
+    if base.alias in parent.resized:
+        raise BitmapError(
+            f"disk {source.name} was resized after restore point {parent.point.id} and back: bitmap "
+            f"{bitmap!a} may not tell all that changed; use --full"
         )

@@ -103,7 +103,7 @@ def _ingest_disk(
     start = Map(base.root, base.size, base.allocated) if base else EMPTY
     writer = session.map_writer(source.size, start)
     counts = _Counts()
-    plan = Plan(extents, source.size, pool.chunk_size)
+    plan = Plan(extents, source.size, pool.chunk_size, whole=base is None)
     total = plan.chunks_to_read * pool.chunk_size
     done = 0
     progress(Progress(disk.alias, 0, total))

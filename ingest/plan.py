@@ -24,12 +24,15 @@ class Run(NamedTuple):
 class Plan:
     """The runs of a disk, ascending. Held in 16 bytes a run, for a large disk may have millions."""
 
-    def __init__(self, extents: Iterable[Extent], size: int, chunk_size: int) -> None:
-        """`size` of the disk and `chunk_size` in bytes. Raises SourceError for extents that are not ascending
-        or not inside the disk."""
+    def __init__(
+        self, extents: Iterable[Extent], size: int, chunk_size: int, *, whole: bool = False
+    ) -> None:
+        """`size` of the disk and `chunk_size` in bytes; `whole` says that the extents are all of the disk.
+        Raises SourceError for extents that are not ascending or not inside the disk, and for a gap in those
+        of a whole disk."""
         self._first = array("Q")
         self._rest = array("Q")
-        for run in merged(classified(extents, size, chunk_size)):
+        for run in merged(classified(without_gaps(extents, size) if whole else extents, size, chunk_size)):
             self._first.append(run.first)
             self._rest.append(run.chunks << 1 | run.zero)
         self.chunks_to_read = sum(run.chunks for run in self if not run.zero)
@@ -37,6 +40,19 @@ class Plan:
     def __iter__(self) -> Iterator[Run]:
         for first, rest in zip(self._first, self._rest, strict=True):
             yield Run(first, rest >> 1, bool(rest & 1))
+
+
+def without_gaps(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
+    """The same extents. Raises SourceError when a part of the disk is missing: it would read back as zeros,
+    whatever is there."""
+    end = 0
+    for extent in extents:
+        if extent.start != end:
+            raise _impossible(extent.start, extent.length)
+        end += extent.length
+        yield extent
+    if end != size:
+        raise _impossible(end, 0)
 
 
 def classified(extents: Iterable[Extent], size: int, chunk_size: int) -> Iterator[Run]:
@@ -47,7 +63,7 @@ def classified(extents: Iterable[Extent], size: int, chunk_size: int) -> Iterato
     end = 0
     for start, length, zero in extents:
         if start < end or length <= 0 or start + length > size:
-            raise SourceError(f"the source lists impossible extents (byte {start}, {length} long)")
+            raise _impossible(start, length)
         end = start + length
         first = start // chunk_size
         last = end // chunk_size
@@ -80,6 +96,10 @@ def merged(runs: Iterable[Run]) -> Iterator[Run]:
         current = run
     if current:
         yield current
+
+
+def _impossible(start: int, length: int) -> SourceError:
+    return SourceError(f"the source lists impossible extents (byte {start}, {length} long)")
 
 
 def _span(index: int, size: int, chunk_size: int) -> int:

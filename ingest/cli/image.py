@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
             repository,
             Vm(name=args.vm, id=args.vm),
             planned,
-            parent=parent,
+            parent=parent and parent.point,
             artifacts=artifacts,
             consistency=args.consistency,
             progress=lambda now: bars.update(now.alias, now.done, now.total),

@@ -80,9 +80,10 @@ def cache_root(args: argparse.Namespace) -> Path | None:
     return Path(args.cache_dir) if args.cache_dir else None
 
 
-def catalog_url(repository: Repository, args: argparse.Namespace) -> str:
-    configured = args.catalog or repository_settings(args).catalog
-    return configured or f"sqlite:///{repository.cache_dir / 'catalog.sqlite'}"
+def catalog_url(repository: Repository, args: argparse.Namespace) -> str | Path:
+    """The URL that the user named, or the file of an SQLite database in the cache."""
+    configured: str | None = args.catalog or repository_settings(args).catalog
+    return configured or repository.cache_dir / "catalog.sqlite"
 
 
 def open_catalog(repository: Repository, args: argparse.Namespace) -> Catalog:

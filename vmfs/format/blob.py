@@ -14,7 +14,8 @@
         68    …  ciphertext, then the 16-byte tag
 
 The header and the repository id are the associated data, so a blob can be moved to another pack but not be
-passed off as another. The key comes from (epoch root, kind, id): authentication binds the id.
+passed off as another. The key comes from (epoch root, kind, id): authentication binds the id. Data blobs have
+an epoch other than zero, nodes and artifacts epoch zero.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import lz4.block
 
 from vmfs.format import VERSION, aead
 from vmfs.format.errors import AuthenticationError, ContentError, LengthError, MagicError, VersionError
-from vmfs.format.keys import Epoch, Kind, blob_key
+from vmfs.format.keys import METADATA_EPOCH, Epoch, Kind, blob_key
 
 MAGIC = b"VMFB"
 HEADER = struct.Struct("<4sBBBB8s32sII12s")
@@ -44,8 +45,11 @@ class Codec(IntEnum):
 
 
 class Header(NamedTuple):
-    kind: Kind
-    codec: Codec
+    """As read, not authenticated: `kind` and `codec` may be numbers that mean nothing."""
+
+    kind: int
+    codec: int
+    reserved: int
     epoch: bytes
     id: bytes
     plain_length: int
@@ -113,7 +117,8 @@ def seal(
 
 
 def parse_header(data: Buffer) -> Header:
-    """The header at the start of `data`; `data` need not be the whole blob."""
+    """The header at the start of `data`; `data` need not be the whole blob. Not authenticated: `unseal` does
+    that, and only then looks at what the header says."""
     if len(data) < HEADER.size:
         raise LengthError("blob is cut short in its header")
     magic, version, kind, codec, reserved, epoch, blob_id, plain, stored, nonce = HEADER.unpack_from(data)
@@ -121,16 +126,10 @@ def parse_header(data: Buffer) -> Header:
         raise MagicError("no blob starts here")
     if version != VERSION:
         raise VersionError(f"blob has format version {version}; this program knows {VERSION}")
-    try:
-        header = Header(Kind(kind), Codec(codec), epoch, blob_id, plain, stored, nonce)
-    except ValueError as error:
-        raise ContentError(f"blob header makes no sense: {error}") from None
-    if reserved or not 0 < plain <= MAX_PLAIN or stored > plain:
-        raise ContentError("blob header makes no sense: its lengths lie")
-    return header
+    return Header(kind, codec, reserved, epoch, blob_id, plain, stored, nonce)
 
 
-def unseal(data: Buffer, *, kind: Kind, blob_id: bytes, epoch: Epoch, repository_id: bytes) -> bytes:
+def unseal(data: Buffer, *, kind: int, blob_id: bytes, epoch: Epoch, repository_id: bytes) -> bytes:
     """The plaintext of the blob that `data` is, checked to be the one asked for."""
     header = parse_header(data)
     if len(data) != OVERHEAD + header.stored_length:
@@ -141,7 +140,8 @@ def unseal(data: Buffer, *, kind: Kind, blob_id: bytes, epoch: Epoch, repository
     aad = bytes(view[: HEADER.size]) + repository_id
     key = blob_key(epoch, kind, blob_id)
     stored = aead.provider.decrypt(key, header.nonce, view[HEADER.size :], aad)
-    if header.codec is Codec.RAW:
+    _check_content(header)
+    if header.codec == Codec.RAW:
         plain = stored
     else:
         try:
@@ -151,3 +151,15 @@ def unseal(data: Buffer, *, kind: Kind, blob_id: bytes, epoch: Epoch, repository
     if len(plain) != header.plain_length:
         raise ContentError("blob does not decompress to the length it states")
     return plain
+
+
+def _check_content(header: Header) -> None:
+    """Bounds what decompression may allocate."""
+    if not 0 < header.plain_length <= MAX_PLAIN or header.stored_length > header.plain_length:
+        raise ContentError("blob header makes no sense: its lengths lie")
+    if header.codec not in (Codec.RAW, Codec.LZ4) or header.reserved:
+        raise ContentError("blob header names a codec that this program does not know")
+    if header.kind not in (Kind.DATA, Kind.NODE, Kind.ARTIFACT):
+        raise ContentError("blob header names a kind that this program does not know")
+    if (header.kind == Kind.DATA) == (header.epoch == METADATA_EPOCH):
+        raise ContentError("blob is of an epoch that its kind cannot have")

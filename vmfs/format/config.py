@@ -17,6 +17,7 @@ The checksum tells damage from a wrong passphrase, for the MAC needs the key, an
 
 from __future__ import annotations
 
+import hmac
 import struct
 from typing import NamedTuple
 
@@ -74,5 +75,6 @@ def decode(data: bytes) -> Config:
 
 
 def authenticate(data: bytes, mac_key: bytes) -> None:
-    if blake3(data[: BODY.size], key=mac_key).digest() != data[BODY.size : BODY.size + 32]:
+    expected = blake3(data[: BODY.size], key=mac_key).digest()
+    if not hmac.compare_digest(expected, data[BODY.size : BODY.size + 32]):
         raise AuthenticationError("config was not written by the holder of this key")

@@ -19,15 +19,18 @@ structure serves as the object in the store and, merged, as the local cache.
 
 from __future__ import annotations
 
+import hmac
 import struct
 import sys
 from array import array
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from blake3 import blake3
 
 from vmfs.format import VERSION
+from vmfs.format.blob import MAX_PLAIN, OVERHEAD
 from vmfs.format.errors import AuthenticationError, ContentError, LengthError, MagicError, VersionError
 from vmfs.format.keys import Keys
 
@@ -108,18 +111,17 @@ def encode(packs: Sequence[PackRef], rows: Sequence[bytes], keys: Keys) -> bytes
 
 
 def parse_header(data: bytes, size: int) -> Header:
-    """The header at the start of an index of `size` bytes in all. Not authenticated."""
+    """The header at the start of an index of `size` bytes in all. Neither authenticated nor checked for
+    content: `check` does that."""
     if len(data) < HEADER.size or size < HEADER.size + MAC_SIZE:
         raise LengthError("index is cut short")
-    magic, version, bits, reserved1, packs, reserved2, entries = HEADER.unpack_from(data)
+    magic, version, bits, _, packs, _, entries = HEADER.unpack_from(data)
     if magic != MAGIC:
         raise MagicError("this is no index")
     if version != VERSION:
         raise VersionError(f"index has format version {version}; this program knows {VERSION}")
-    if bits > MAX_FANOUT_BITS or reserved1 or reserved2:
-        raise ContentError("index header makes no sense")
     header = Header(bits, packs, entries)
-    if header.size != size:
+    if bits > MAX_FANOUT_BITS or header.size != size:
         raise LengthError("index is not as long as its header says")
     return header
 
@@ -127,9 +129,39 @@ def parse_header(data: bytes, size: int) -> Header:
 def check(data: bytes, keys: Keys) -> Header:
     """The header of the whole index `data`, authenticated and checked to be in order."""
     header = parse_header(data, len(data))
-    if finish_mac(mac(keys).update(memoryview(data)[:-MAC_SIZE]), keys) != data[-MAC_SIZE:]:
+    if not hmac.compare_digest(
+        finish_mac(mac(keys).update(memoryview(data)[:-MAC_SIZE]), keys), data[-MAC_SIZE:]
+    ):
         raise AuthenticationError("index was changed")
+    _, _, _, reserved1, _, reserved2, _ = HEADER.unpack_from(data)
+    if reserved1 or reserved2 or not _in_order(data, header):
+        raise ContentError("index makes no sense")
     return header
+
+
+def _in_order(data: bytes, header: Header) -> bool:
+    """Whether ids ascend, the fan-out is theirs, and every entry names a pack of the table and a length that
+    a blob can have."""
+    start, end = header.entries_offset, len(data) - MAC_SIZE
+    rows = range(start, end, ENTRY.size)
+    if any(a >= b for a, b in pairwise(data[at : at + ID_SIZE] for at in rows)):
+        return False
+    numbers = u32s(data[start:end])
+    if max(numbers[8 :: ENTRY.size // 4], default=-1) >= header.packs:
+        return False
+    if max(numbers[10 :: ENTRY.size // 4], default=0) > OVERHEAD + MAX_PLAIN:
+        return False
+    before = 0
+    for number, after in enumerate(u32s(data[header.fanout_offset : start])):
+        if not before <= after <= header.entries:
+            return False
+        for at, inside in ((after - 1, True), (after, False)):
+            if 0 <= at < header.entries:
+                first = rows[at]
+                if (bucket(data[first : first + ID_SIZE], header.fanout_bits) <= number) is not inside:
+                    return False
+        before = after
+    return before == header.entries
 
 
 def packs(data: bytes, header: Header) -> list[PackRef]:
@@ -137,8 +169,8 @@ def packs(data: bytes, header: Header) -> list[PackRef]:
     return [PackRef(*item) for item in PACK.iter_unpack(data[HEADER.size : header.fanout_offset])]
 
 
-def fanout(data: bytes) -> array[int]:
-    """From the bytes of the fan-out table."""
+def u32s(data: bytes) -> array[int]:
+    """From the bytes of a table of 32-bit numbers, such as the fan-out."""
     table = array("I", data)
     if sys.byteorder == "big":
         table.byteswap()

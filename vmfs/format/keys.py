@@ -52,6 +52,7 @@ class Keys:
     sealed: dict[SealedType, bytes] = field(repr=False)
     metadata: Epoch = field(repr=False)
     config: bytes = field(repr=False)
+    slot: bytes = field(repr=False)
     directory: bytes = field(repr=False)
     index: bytes = field(repr=False)
 
@@ -76,11 +77,12 @@ def derive_keys(master: bytes, repository_id: bytes) -> Keys:
         sealed={kind: key(f"sealed {kind.name.lower()}") for kind in SealedType},
         metadata=Epoch(METADATA_EPOCH, key("metadata root")),
         config=key("config"),
+        slot=key("key slot"),
         directory=key("pack directory"),
         index=key("index"),
     )
 
 
-def blob_key(epoch: Epoch, kind: Kind, blob_id: bytes) -> bytes:
+def blob_key(epoch: Epoch, kind: int, blob_id: bytes) -> bytes:
     """The AES key of one blob: no key ever seals more than the few copies of one plaintext."""
     return blake3(bytes((kind,)) + blob_id, key=epoch.root).digest()

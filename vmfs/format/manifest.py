@@ -16,6 +16,9 @@ from vmfs.format.errors import ContentError, UsageError
 
 ID_SIZE = 32
 SECTOR = 512
+MAX_BLOCK = 1 << 20
+MAX_BOOT_ORDER = (1 << 31) - 1
+MAX_COUNTER = (1 << 63) - 1
 MAX_NAME = 255
 MAX_DISK_SIZE = 1 << 60
 
@@ -112,45 +115,71 @@ class Manifest:
             disk["root"] = disk["root"].hex() if disk["root"] else None
         for artifact in tree["artifacts"]:
             artifact["id"] = artifact["id"].hex() if artifact["id"] else None
-        return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        return json.dumps(
+            tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        ).encode()
 
     @staticmethod
     def from_bytes(data: bytes) -> Manifest:
-        """Raises ContentError for anything that to_bytes would not have written."""
+        """Raises ContentError for anything that to_bytes would not have written: one point has one manifest,
+        byte for byte, and every reader of a signed manifest understands the same by it."""
         try:
-            return _parse(json.loads(data))
-        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+            manifest = _parse(json.loads(data))
+            canonical = manifest.to_bytes() == data
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, UsageError) as error:
             raise ContentError(f"manifest makes no sense: {error}") from error
+        except RecursionError:
+            raise ContentError("manifest makes no sense: it nests too deep") from None
+        if not canonical:
+            raise ContentError("manifest makes no sense: it is not canonical JSON")
+        return manifest
 
 
 def _parse(tree: dict[str, Any]) -> Manifest:
     vm = Vm(**tree.pop("vm"))
     check_name("VM name", vm.name)
+    _texts(vm.id)
+    _texts(vm.engine, vm.cluster, none=True)
     disks = tuple(_parse_disk(disk) for disk in tree.pop("disks"))
     if len({disk.alias for disk in disks}) != len(disks):
         raise ValueError("two disks have one alias")
-    artifacts = tuple(
-        Artifact(
-            name=check_name("artifact", item["name"]), id=_parse_id(item["id"]), size=_bounded(item["size"])
-        )
-        for item in tree.pop("artifacts")
-    )
+    artifacts = tuple(_parse_artifact(item) for item in tree.pop("artifacts"))
+    if len({artifact.name for artifact in artifacts}) != len(artifacts):
+        raise ValueError("two artifacts have one name")
     time = datetime.fromisoformat(tree.pop("time"))
     if time.tzinfo is None:
         raise ValueError("time has no zone")
-    if tree["consistency"] not in ("crash", "filesystem", "offline"):
+    manifest = Manifest(vm=vm, time=time, disks=disks, artifacts=artifacts, **tree)
+    if manifest.consistency not in ("crash", "filesystem", "offline"):
         raise ValueError("unknown consistency")
-    return Manifest(vm=vm, time=time, disks=disks, artifacts=artifacts, **tree)
+    _texts(manifest.producer)
+    _texts(manifest.parent, none=True)
+    return manifest
 
 
 def _parse_disk(tree: dict[str, Any]) -> Disk:
     disk = Disk(**{**tree, "root": _parse_id(tree["root"])})
     check_name("disk alias", disk.alias)
+    _texts(disk.id)
+    _texts(disk.bus, disk.checkpoint, disk.full_reason, none=True)
     _bounded(disk.size)
     _bounded(disk.allocated)
+    for counter in (disk.bytes_read, disk.bytes_new, disk.bytes_stored):
+        _bounded(counter, 0, MAX_COUNTER)
+    _bounded(disk.block_size, 1, MAX_BLOCK)
+    if disk.boot_order is not None:
+        _bounded(disk.boot_order, 0, MAX_BOOT_ORDER)
     if disk.mode not in ("full", "incremental"):
         raise ValueError("unknown mode")
     return disk
+
+
+def _parse_artifact(tree: dict[str, Any]) -> Artifact:
+    artifact = Artifact(**{**tree, "id": _parse_id(tree["id"])})
+    check_name("artifact", artifact.name)
+    if (_bounded(artifact.size) == 0) is not (artifact.id is None):
+        raise ValueError("an artifact's size and id do not agree")
+    return artifact
 
 
 def _parse_id(text: str | None) -> bytes | None:
@@ -162,7 +191,13 @@ def _parse_id(text: str | None) -> bytes | None:
     return value
 
 
-def _bounded(size: int) -> int:
-    if not isinstance(size, int) or not 0 <= size <= MAX_DISK_SIZE:
-        raise ValueError("a size is out of bounds")
+def _bounded(size: int, low: int = 0, high: int = MAX_DISK_SIZE) -> int:
+    # bool is an int to Python, and not to JSON.
+    if type(size) is not int or not low <= size <= high:
+        raise ValueError("a number is out of bounds")
     return size
+
+
+def _texts(*values: str | None, none: bool = False) -> None:
+    if not all(isinstance(value, str) or (none and value is None) for value in values):
+        raise ValueError("a text is not a text")

@@ -15,6 +15,7 @@ A pack's name is the plain BLAKE3 of its bytes, so bit-rot is found on the stora
 
 from __future__ import annotations
 
+import hmac
 import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from vmfs.format import VERSION
+from vmfs.format.blob import MAX_PLAIN, OVERHEAD
 from vmfs.format.errors import AuthenticationError, ContentError, LengthError, MagicError, VersionError
 from vmfs.format.keys import Keys, Kind
 
@@ -33,7 +35,8 @@ TRAILER_SIZE = TRAILER.size + MAC_SIZE
 TARGET_SIZE = 64 << 20
 """Bytes of blobs after which a pack is closed."""
 MAX_ENTRIES = 1 << 16
-"""Blobs after which a pack is closed, however small they are."""
+"""Blobs after which a pack is closed, however small they are: bounds what a reader allocates for a directory
+before it can be authenticated."""
 
 
 class Entry(NamedTuple):
@@ -55,13 +58,13 @@ def tail_size(trailer: bytes, pack_size: int) -> int:
     Not authenticated yet: `parse_tail` does that."""
     if len(trailer) != TRAILER_SIZE or pack_size < TRAILER_SIZE:
         raise LengthError("pack is cut short")
-    magic, version, reserved, offset, count = TRAILER.unpack_from(trailer)
+    magic, version, _, offset, count = TRAILER.unpack_from(trailer)
     if magic != MAGIC:
         raise MagicError("pack does not end in a trailer")
     if version != VERSION:
         raise VersionError(f"pack has format version {version}; this program knows {VERSION}")
     size: int = count * ENTRY.size + TRAILER_SIZE
-    if reserved != b"\0\0\0" or offset + size != pack_size:
+    if count > MAX_ENTRIES or offset + size != pack_size:
         raise LengthError("pack is not as long as its trailer says")
     return size
 
@@ -70,15 +73,19 @@ def parse_tail(tail: bytes, pack_size: int, keys: Keys) -> list[Entry]:
     """The directory, from the last `tail_size` bytes of the pack."""
     if len(tail) != tail_size(tail[-TRAILER_SIZE:], pack_size):
         raise LengthError("pack directory is cut short")
-    if _mac(tail[:-MAC_SIZE], keys) != tail[-MAC_SIZE:]:
+    if not hmac.compare_digest(_mac(tail[:-MAC_SIZE], keys), tail[-MAC_SIZE:]):
         raise AuthenticationError("pack directory was changed")
+    if TRAILER.unpack_from(tail, len(tail) - TRAILER_SIZE)[2] != b"\0\0\0":
+        raise ContentError("pack trailer makes no sense")
     return list(_entries(tail[:-TRAILER_SIZE], pack_size - len(tail)))
 
 
 def _entries(table: bytes, blobs_end: int) -> Iterator[Entry]:
     expected = 0
     for blob_id, offset, length, kind, reserved in ENTRY.iter_unpack(table):
-        if offset != expected or reserved != b"\0\0\0" or kind not in Kind.__members__.values():
+        known = kind in (Kind.DATA, Kind.NODE, Kind.ARTIFACT)
+        possible = OVERHEAD < length <= OVERHEAD + MAX_PLAIN
+        if offset != expected or not possible or not known or reserved != b"\0\0\0":
             raise ContentError("pack directory makes no sense")
         expected += length
         yield Entry(blob_id, offset, length, Kind(kind))

@@ -3,7 +3,7 @@
 offset size
      0   32  Ed25519 public key of the key slot that wrote it
     32   64  signature over "vmfs v1 point", a zero byte, the repository id,
-             the object's name, the manifest
+             the object's name, a zero byte, the manifest
     96    …  manifest, canonical JSON
 """
 
@@ -44,4 +44,4 @@ def decode(name: str, data: bytes, keys: Keys) -> SignedManifest:
 
 
 def _message(name: str, body: bytes, keys: Keys) -> bytes:
-    return _CONTEXT + keys.repository_id + name.encode() + body
+    return _CONTEXT + keys.repository_id + name.encode() + b"\0" + body

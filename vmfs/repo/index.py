@@ -1,8 +1,8 @@
 """Where every blob lies: the index objects of the store, merged into a few local files.
 
 Nothing of it is held in memory but fan-out and pack tables; a look-up is one small read a file. The local
-files may be deleted at any time. An index object that is damaged or gone is made up for by the directories of
-the packs that it covered.
+files may be deleted at any time, and a damaged one is noticed when a look-up goes wrong. An index object that
+is damaged or gone is made up for by the directories of the packs that it covered.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
-from vmfs.errors import IntegrityError
+from vmfs.errors import ContentError, IntegrityError, StoreError
 from vmfs.format import index, pack
 from vmfs.format.keys import Keys
 from vmfs.repo import names
@@ -55,7 +55,7 @@ class Segment:
         self.header = index.parse_header(os.pread(self._fd, index.HEADER.size, 0), size)
         head = os.pread(self._fd, self.header.entries_offset, 0)
         self.packs = index.packs(head, self.header)
-        self._fanout = index.fanout(head[self.header.fanout_offset :])
+        self._fanout = index.u32s(head[self.header.fanout_offset :])
 
     def __del__(self) -> None:
         if self._fd >= 0:
@@ -64,14 +64,18 @@ class Segment:
     def find(self, blob_id: bytes) -> Location | None:
         bits = self.header.fanout_bits
         bucket = index.bucket(blob_id, bits)
-        first = self._fanout[bucket - 1] if bucket else 0
-        rows = self._read(first, self._fanout[bucket] - first)
+        first, end = self._fanout[bucket - 1] if bucket else 0, self._fanout[bucket]
+        if not first <= end <= self.header.entries:
+            raise ContentError(f"{self.path} makes no sense")
+        rows = self._read(first, end - first)
         at = rows.find(blob_id)
         while at >= 0 and at % index.ENTRY.size:
             at = rows.find(blob_id, at + 1)
         if at < 0:
             return None
         number, offset, length = index.PLACE.unpack_from(rows, at + index.ID_SIZE)
+        if number >= len(self.packs):
+            raise ContentError(f"the index has blob {blob_id.hex()} in a pack that it does not name")
         return Location(self.packs[number].name, offset, length)
 
     def rows(self) -> Iterator[bytes]:
@@ -109,11 +113,19 @@ class ChunkIndex:
         self._directory = directory
         self._segments: tuple[Segment, ...] = ()
         self._files: tuple[str, ...] = ()
+        self._covered: set[str] = set()
+        self._healed = False
         self.damaged: dict[str, str] = {}
         """Index objects that could not be used, with the reason."""
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def find(self, blob_id: bytes) -> Location | None:
+        try:
+            return self._find(blob_id)
+        except IntegrityError:
+            self.heal()
+            return self._find(blob_id)
+
+    def _find(self, blob_id: bytes) -> Location | None:
         for segment in self._segments:
             if location := segment.find(blob_id):
                 return location
@@ -137,25 +149,57 @@ class ChunkIndex:
     def sync(self) -> None:
         """Take in what the store has and the cache has not; forget what the store no longer has."""
         with self._locked():
-            stored = {name for name, _ in self._store.list(names.INDEX)}
-            state = _State.load(self._directory)
-            state.drop_unless(stored)
-            self.damaged = {}
-            for name in sorted(stored - state.covered()):
-                self._take_in(name, state)
-            if self.damaged:
-                self._make_up(state)
-            self._compact(state)
+            before = self._files
+            try:
+                self._sync()
+            except IntegrityError:
+                self._sync(check=True)
+            if self._files != before:
+                self._healed = False
+
+    def heal(self) -> None:
+        """After a look-up that found nothing, or not what is there: do without local files that are damaged,
+        take in what is new, and learn from the packs' directories what no index object tells. Costs little
+        when nothing changed since the last time."""
+        if self._healed:
+            return
+        with self._locked():
+            if not self._healed:
+                self._sync(check=True)
+                self._healed = True
+
+    def _sync(self, *, check: bool = False) -> None:
+        stored = {name for name, _ in self._store.list(names.INDEX)}
+        state = _State.load(self._directory)
+        before = dict(state.segments)
+        if check:
+            state.drop_damaged(self._keys)
+        state.drop_unless(stored)
+        self.damaged = {}
+        for name in sorted(stored - state.covered()):
+            self._take_in(name, state)
+        if self.damaged or check:
+            self._make_up(state)
+        self._compact(state)
+        if state.segments != before:
             state.save()
-            self._reopen(state)
-            state.remove_unused()
+        self._reopen(state)
+        state.remove_unused()
 
     def add(self, name: str, data: bytes) -> None:
         """Take in an index object that was just stored, without reading it back."""
         with self._locked():
             state = _State.load(self._directory)
+            if not self._covered <= state.covered():
+                # The cache was lost or cleared while it was in use.
+                self._sync()
+                return
             state.add(_write(self._directory, data), {name})
-            self._compact(state)
+            try:
+                self._compact(state)
+            except IntegrityError:
+                self._sync(check=True)
+                return
             state.save()
             self._reopen(state)
             state.remove_unused()
@@ -163,7 +207,11 @@ class ChunkIndex:
     def unindexed_packs(self) -> list[tuple[str, int]]:
         """(object name, size) of packs in the store that no index covers."""
         known = {names.pack(name) for name in self.packs()}
-        return [(name, size) for name, size in self._store.list(names.PACKS) if name not in known]
+        return [
+            (name, size)
+            for name, size in self._store.list(names.PACKS)
+            if name not in known and names.pack_digest(name)
+        ]
 
     def from_directories(self, packs: Iterable[tuple[str, int]]) -> bytes | None:
         """An index made from the packs' own directories, None if there is nothing to index. A pack that
@@ -200,7 +248,8 @@ class ChunkIndex:
     def _compact(self, state: _State) -> None:
         """Merge from the small end until each file is _GROWTH times the next."""
         sizes = {file: (self._directory / file).stat().st_size for file in state.segments}
-        order = sorted(state.segments, key=lambda file: sizes[file])
+        # What stands for no object is dropped at the next sync, so it must not become part of what stays.
+        order = sorted((f for f, covers in state.segments.items() if covers), key=lambda file: sizes[file])
         take = total = 0
         for number, file in enumerate(order):
             if number and sizes[file] < _GROWTH * total:
@@ -218,16 +267,25 @@ class ChunkIndex:
             opened = tuple(kept.get(file) or Segment(self._directory / file) for file in files)
             # Newest and smallest first would be no better: a look-up that fails asks all of them.
             self._segments, self._files = opened, files
+        self._covered = state.covered()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process at a time changes the cache; readers hold their files open and need no lock."""
-        fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """One thread of one process at a time changes the cache; readers hold their files open and need no
+        lock."""
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise StoreError(
+                f"the cache in {self._directory} cannot be used: {error.strerror}; free some space there, or "
+                "give another --cache-dir"
+            ) from error
 
 
 class _State:
@@ -252,7 +310,7 @@ class _State:
     def save(self) -> None:
         tree = {"segments": {file: sorted(covers) for file, covers in self.segments.items()}}
         new = self._directory / f"{_STATE}.new"
-        new.write_text(json.dumps(tree))
+        _write_durably(new, json.dumps(tree).encode())
         new.replace(self._directory / _STATE)
 
     def covered(self) -> set[str]:
@@ -264,6 +322,12 @@ class _State:
     def drop_unless(self, stored: set[str]) -> None:
         """Forget files that stand for objects which the store lost, and those that stand for none."""
         self.segments = {f: covers for f, covers in self.segments.items() if covers and covers <= stored}
+
+    def drop_damaged(self, keys: Keys) -> None:
+        """Forget files that are not as they were written."""
+        self.segments = {
+            file: covers for file, covers in self.segments.items() if _is_sound(self._directory / file, keys)
+        }
 
     def remove_unused(self) -> None:
         for path in self._directory.glob("*.vmfi"):
@@ -289,12 +353,33 @@ def read_directory(store: Store, name: str, size: int, keys: Keys) -> list[pack.
 
 def _write(directory: Path, data: bytes) -> str:
     file = f"{secrets.token_hex(8)}.vmfi"
-    (directory / file).write_bytes(data)
+    _write_durably(directory / file, data)
     return file
 
 
+def _write_durably(path: Path, data: bytes) -> None:
+    """So that a power cut leaves no file that looks whole and is not."""
+    with path.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _is_sound(path: Path, keys: Keys) -> bool:
+    running = index.mac(keys)
+    with path.open("rb") as file:
+        left = os.fstat(file.fileno()).st_size - index.MAC_SIZE
+        while left > 0 and (piece := file.read(min(_READ, left))):
+            running.update(piece)
+            left -= len(piece)
+        return file.read() == index.finish_mac(running, keys)
+
+
 def _merge(directory: Path, files: list[str], keys: Keys) -> str:
-    """One file with the entries of all, each id once. Needs little memory, whatever their size."""
+    """One file with the entries of all, each id once. Needs little memory, whatever their size. Raises
+    ContentError for a file that is damaged."""
+    if damaged := [file for file in files if not _is_sound(directory / file, keys)]:
+        raise ContentError(f"{directory / damaged[0]} is damaged")
     segments = [Segment(directory / file) for file in files]
     table: dict[index.PackRef, int] = {}
     streams = [_renumbered(segment, table) for segment in segments]
@@ -316,6 +401,8 @@ def _merge(directory: Path, files: list[str], keys: Keys) -> str:
         while piece := out.read(_READ):
             running.update(piece)
         out.write(index.finish_mac(running, keys))
+        out.flush()
+        os.fsync(out.fileno())
     return merged
 
 

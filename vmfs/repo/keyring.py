@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from vmfs.errors import IntegrityError, UsageError, VmfsError
 from vmfs.format import keyslot
+from vmfs.format.keys import Keys
 from vmfs.repo import names
 from vmfs.repo.secret import Secret
 from vmfs.store import Store
@@ -45,7 +46,14 @@ class Unlocked:
 def add_slot(
     store: Store, repository_id: bytes, master: bytes, secret: Secret, *, label: str, cost: int = DEFAULT_COST
 ) -> str:
-    """Store a new slot for the master key, with a signing key of its own; its id."""
+    """Store a new slot for the master key, with a signing key of its own; its id. Raises UsageError for a
+    label or cost that cannot be."""
+    if not keyslot.valid_label(label):
+        raise UsageError(
+            f"label {label[:40]!a} cannot be; use up to {keyslot.MAX_LABEL} bytes, no control characters"
+        )
+    if not keyslot.MIN_COST <= cost <= keyslot.MAX_COST:
+        raise UsageError(f"scrypt cost {cost} cannot be; use {keyslot.MIN_COST} to {keyslot.MAX_COST}")
     slot_id = secrets.token_hex(8)
     name = names.key_slot(slot_id)
     seed = secrets.token_bytes(32)
@@ -78,23 +86,26 @@ def unlock(store: Store, repository_id: bytes, secret: Secret) -> Unlocked:
             return Unlocked(name.rsplit("/", 1)[1], opened)
     if damaged:
         raise IntegrityError(f"no key slot opens; {damaged[0]}: restore it from a copy, or use another key")
+    if not _slots(store):
+        raise IntegrityError(f"{store.url} has lost its key slots; restore keys/ from a copy")
     what = "passphrase" if secret.kdf is keyslot.Kdf.SCRYPT else "key file"
     if not tried:
         raise SecretError(f"{store.url} has no key slot for a {what}; give the other kind of key")
     raise SecretError(f"wrong {what} for {store.url}; check it, and that this is the right repository")
 
 
-def list_slots(store: Store) -> list[SlotInfo]:
-    """Every slot, damaged ones too, oldest first."""
+def list_slots(store: Store, keys: Keys | None = None) -> list[SlotInfo]:
+    """Every slot, damaged ones too, oldest first. With `keys`, a slot that no holder of the master key made
+    counts as damaged; without, what slots say of themselves is no more than what the store says."""
     return sorted(
-        (_info(store, name) for name in _slots(store)),
+        (_info(store, name, keys) for name in _slots(store)),
         key=lambda info: (info.created or datetime.max.replace(tzinfo=UTC), info.id),
     )
 
 
-def remove_slot(store: Store, slot_id: str) -> None:
+def remove_slot(store: Store, slot_id: str, keys: Keys | None = None) -> None:
     """Raises UsageError for an unknown slot and for the last one that works."""
-    slots = list_slots(store)
+    slots = list_slots(store, keys)
     found = [slot for slot in slots if slot.id.startswith(slot_id)] if slot_id else []
     if len(found) != 1:
         known = ", ".join(slot.id for slot in slots)
@@ -108,10 +119,13 @@ def _slots(store: Store) -> list[str]:
     return sorted(name for name, _ in store.list(names.KEYS))
 
 
-def _info(store: Store, name: str) -> SlotInfo:
+def _info(store: Store, name: str, keys: Keys | None) -> SlotInfo:
     slot_id = name.rsplit("/", 1)[1]
     try:
-        slot = keyslot.parse(store.get(name))
+        data = store.get(name)
+        slot = keyslot.parse(data)
+        if keys:
+            keyslot.authenticate(data, keys.master, name=name, repository_id=keys.repository_id)
     except IntegrityError as error:
         return SlotInfo(slot_id, "", "", None, b"", str(error))
     created = datetime.fromtimestamp(slot.created_ms / 1000, UTC)

@@ -91,9 +91,13 @@ class Lease:
         if info is None or not info.alive(self._store.now()):
             raise LeaseLostError("this session's lease was lost, so nothing was committed; run it again")
 
-    def release(self) -> None:
+    def abandon(self) -> None:
+        """Leave it to be found, as after a crash."""
         self._stop.set()
         self._thread.join()
+
+    def release(self) -> None:
+        self.abandon()
         try:
             self._store.delete(self._name)
         except VmfsError as error:

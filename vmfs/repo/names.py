@@ -16,12 +16,30 @@ def pack(digest: bytes) -> str:
     return f"{PACKS}/{text[:2]}/{text}"
 
 
+def pack_digest(name: str) -> bytes | None:
+    """The digest that an object's name states; None for a name that no pack has."""
+    try:
+        digest = bytes.fromhex(name.rsplit("/", 1)[1])
+    except ValueError:
+        return None
+    return digest if len(digest) == 32 and pack(digest) == name else None
+
+
 def index(digest: bytes) -> str:
     return f"{INDEX}/{digest.hex()}"
 
 
 def epoch(epoch_id: bytes) -> str:
     return f"{EPOCHS}/{epoch_id.hex()}"
+
+
+def epoch_id(name: str) -> bytes | None:
+    """The id that an object's name states; None for a name that no epoch has."""
+    try:
+        found = bytes.fromhex(name.rsplit("/", 1)[1])
+    except ValueError:
+        return None
+    return found if len(found) == 8 and epoch(found) == name else None
 
 
 def point(point_id: str) -> str:

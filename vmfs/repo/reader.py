@@ -35,12 +35,13 @@ class DiskReader:
         self._leaf: tuple[int, bytes | None] = (-1, None)
 
     def chunk_ids(self, first: int, count: int) -> list[bytes | None]:
-        """The ids of chunks [first, first + count); None reads as zeros."""
+        """The ids of chunks [first, first + count); None reads as zeros, or is past the end."""
         ids: list[bytes | None] = []
-        for index in range(first, first + count):
+        last = min(first + count, node.chunk_count(self.size, self.chunk_size))
+        for index in range(first, last):
             leaf = self._leaf_of(index >> node.BITS)
             ids.append(None if leaf is None else node.child(leaf, index % node.FANOUT))
-        return ids
+        return ids + [None] * (count - len(ids))
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes [offset, offset + length), clipped to the disk. Raises IntegrityError or StoreError if any

@@ -121,7 +121,9 @@ class Repository:
 
     def point_ids(self) -> list[str]:
         """All points, oldest first."""
-        return sorted(name.rsplit("/", 1)[1] for name, _ in self.store.list(names.POINTS))
+        prefix = f"{names.POINTS}/"
+        ids = (name.removeprefix(prefix) for name, _ in self.store.list(names.POINTS))
+        return sorted(point_id for point_id in ids if "/" not in point_id)
 
     def load_point(self, point_id: str) -> Point:
         """Raises ObjectMissingError, IntegrityError."""
@@ -145,6 +147,8 @@ class Repository:
     def write_session(self) -> WriteSession:
         """A session that writes data in the newest epoch, after making use of what dead sessions left."""
         before = list(self.store.list(names.LEASES))
+        # The one thing that is written with no lease in place.
+        self.store.sweep(names.LEASES)
         session = WriteSession(
             self.store, self.keys, self.index, self.blobs, self._newest_epoch(), self._seed
         )
@@ -164,7 +168,7 @@ class Repository:
         return keyring.add_slot(self.store, self.id, self.keys.master, secret, label=label, cost=cost)
 
     def _newest_epoch(self) -> Epoch:
-        stored = sorted(name for name, _ in self.store.list(names.EPOCHS))
+        stored = sorted(name for name, _ in self.store.list(names.EPOCHS) if names.epoch_id(name))
         if not stored:
             raise IntegrityError(f"{self.store.url} has no epoch; restore epochs/ from a copy")
         return load_epoch(self.store, stored[-1], self.keys)
@@ -185,6 +189,13 @@ def read_config(store: Store) -> bytes:
     try:
         return store.get(names.CONFIG)
     except ObjectMissingError:
+        if any(store.list(names.POINTS)):
+            raise IntegrityError(f"{store.url} has lost its config; restore it from a copy") from None
+        if any(store.list(names.KEYS)):
+            raise VmfsError(
+                f"{store.url} holds what an unfinished 'vmfs init' left, and no repository; empty it and run "
+                "'vmfs init' again"
+            ) from None
         raise VmfsError(f"{store.url} is not a vmfs repository; make one with 'vmfs init'") from None
 
 

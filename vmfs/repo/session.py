@@ -126,10 +126,15 @@ class WriteSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
-        # For the next try to find; it would find the packs without it, only slower.
-        with suppress(VmfsError):
+        try:
+            # For the next try to find.
             self._write_index()
-        self._lease.release()
+        except VmfsError as failure:
+            log.warning("packs are left without an index: %s", failure)
+            # The lease that stays tells the next session to look for them.
+            self._lease.abandon()
+        else:
+            self._lease.release()
 
     def store_blob(self, kind: Kind, plain: bytes | bytearray | memoryview) -> Stored:
         """Make sure that the repository has this blob, by the time of the commit."""
@@ -171,6 +176,8 @@ class WriteSession:
         self._drain(Kind.DATA)
         self._drain(Kind.NODE)
         self._write_index()
+        # Also what others wrote and this session relies on, should they have died before they could.
+        self._store.settle(names.INDEX)
         self._lease.check()
         if trash.generation(self._store) != self._generation:
             raise VmfsError("the repository was pruned meanwhile, so nothing was committed; run it again")
@@ -277,7 +284,12 @@ class WriteSession:
                 for number, (_, entries) in enumerate(finished)
                 for entry in entries
             )
-            self._put_index(index.encode([ref for ref, _ in finished], rows, self._keys))
+            try:
+                self._put_index(index.encode([ref for ref, _ in finished], rows, self._keys))
+            except BaseException:
+                with self._lock:
+                    self._finished += finished
+                raise
             with self._lock:
                 self._claimed.difference_update(entry.id for _, entries in finished for entry in entries)
 
@@ -291,6 +303,8 @@ class WriteSession:
         """Index the packs that a session which died left behind, so that they are not stored again; how
         many."""
         orphans = self._index.unindexed_packs()
+        for prefix in {name.rpartition("/")[0] for name, _ in orphans}:
+            self._store.settle(prefix)
         if orphans and (data := self._index.from_directories(orphans)):
             self._put_index(data)
         return len(orphans)

@@ -15,8 +15,15 @@ from vmfs.store import Store
 
 
 def generation(store: Store) -> int:
-    """How often the repository was pruned."""
-    return max((int(name.rsplit("/", 1)[1], 16) for name, _ in store.list(names.TRASH)), default=0)
+    """How often the repository was pruned. Raises IntegrityError."""
+    return max((_generation(name) for name, _ in store.list(names.TRASH)), default=0)
+
+
+def _generation(name: str) -> int:
+    try:
+        return int(name.rsplit("/", 1)[1], 16)
+    except ValueError:
+        raise IntegrityError(f"{name} is no name of such an object; remove it") from None
 
 
 def condemned_packs(store: Store, keys: Keys) -> frozenset[bytes]:

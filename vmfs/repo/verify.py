@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from vmfs.errors import IntegrityError, ObjectMissingError, StoreError
-from vmfs.format import blob, config, pack, sealed
+from vmfs.format import blob, config, index, pack, sealed
 from vmfs.format.keys import METADATA_EPOCH, Kind, SealedType
 from vmfs.format.manifest import Disk
 from vmfs.repo import keyring, names
 from vmfs.repo.blobs import load_epoch
 from vmfs.repo.damage import MapChecker, Range
 from vmfs.repo.index import Location, load_index, read_directory
+from vmfs.repo.places import Places
 from vmfs.repo.repository import Point, Repository, read_config
 
 Progress = Callable[[str, int, int], None]
@@ -85,12 +86,21 @@ class _Verifier:
         """Blobs that were found unreadable."""
         self._bad_epochs: set[bytes] = set()
         self._sizes: dict[bytes, int] = {}
+        self._places = Places()
+        self._unknown: set[bytes] = set()
+        """Packs that do not tell what is in them."""
+        self._covered: set[bytes] = set()
+        """Packs that an index object tells of."""
+        self._index_complete = True
+        self._told: set[Finding] = set()
         self._read_chunks = False
 
     def run(self, data: float, wanted: Sequence[str] | None) -> Report:
+        # A damaged cache is no damage, and what no index tells of can still be read.
+        self._repository.index.heal()
         self._check_small_objects()
-        self._check_indexes()
         self._check_packs()
+        self._check_indexes()
         if data and wanted is None:
             self._check_data(data)
         self._read_chunks = bool(data) and wanted is not None
@@ -108,15 +118,19 @@ class _Verifier:
             config.authenticate(content, self._keys.config)
         except IntegrityError as error:
             self._found(names.CONFIG, error)
-        for slot in keyring.list_slots(self._store):
+        for slot in keyring.list_slots(self._store, self._keys):
             if slot.error:
                 self._found(names.key_slot(slot.id), slot.error)
         for name, _ in list(self._store.list(names.EPOCHS)):
+            epoch_id = names.epoch_id(name)
+            if epoch_id is None:
+                self._found(name, "is no name of an epoch; give it back its own, or remove it")
+                continue
             try:
                 load_epoch(self._store, name, self._keys)
             except IntegrityError as error:
                 self._found(name, error)
-                self._bad_epochs.add(bytes.fromhex(name.rsplit("/", 1)[1]))
+                self._bad_epochs.add(epoch_id)
         for prefix, kind in (
             (names.NOTES, SealedType.NOTE),
             (names.LEASES, SealedType.LEASE),
@@ -133,12 +147,38 @@ class _Verifier:
     def _check_indexes(self) -> None:
         for name, _ in sorted(self._store.list(names.INDEX)):
             try:
-                load_index(self._store, name, self._keys)
+                self._check_index(name, load_index(self._store, name, self._keys))
             except IntegrityError as error:
-                self._found(name, error)
+                self._found(name, f"{error}; 'vmfs rebuild' replaces it")
+                self._index_complete = False
+
+    def _check_index(self, name: str, data: bytes) -> None:
+        header = index.parse_header(data, len(data))
+        refs = index.packs(data, header)
+        self._covered.update(ref.name for ref in refs)
+        wrong = 0
+        for at in range(header.entries_offset, len(data) - index.MAC_SIZE, index.ENTRY.size):
+            blob_id, number, offset, length = index.ENTRY.unpack_from(data, at)
+            location = Location(refs[number].name, offset, length)
+            if not self._is_place(blob_id, location):
+                wrong += 1
+                if self._repository.index.find(blob_id) == location:
+                    self._bad.add(blob_id)
+        if wrong:
+            self._found(name, f"{wrong} of its blobs are not where it says")
+
+    def _is_place(self, blob_id: bytes, location: Location) -> bool:
+        """Whether the pack itself says so, as far as it is there and can tell."""
+        unknown = location.pack in self._unknown or location.pack not in self._sizes
+        return unknown or self._places.has(blob_id, location)
 
     def _check_packs(self) -> None:
-        stored = {bytes.fromhex(name.rsplit("/", 1)[1]): size for name, size in self._store.list(names.PACKS)}
+        stored: dict[bytes, int] = {}
+        for name, length in self._store.list(names.PACKS):
+            if found := names.pack_digest(name):
+                stored[found] = length
+            else:
+                self._found(name, "is no name of a pack; give it back its own, or remove it")
         indexed = self._repository.index.packs()
         self._sizes = stored
         for digest in sorted(stored.keys() | indexed.keys()):
@@ -154,13 +194,17 @@ class _Verifier:
                 entries = read_directory(self._store, name, size, self._keys)
             except IntegrityError as error:
                 self._found(name, error)
+                self._unknown.add(digest)
                 continue
-            self._check_epoch_of(name, entries)
+            for entry in entries:
+                self._places.add(entry.id, Location(digest, entry.offset, entry.length))
+            self._check_epoch_of(digest, entries)
 
-    def _check_epoch_of(self, name: str, entries: Sequence[pack.Entry]) -> None:
+    def _check_epoch_of(self, digest: bytes, entries: Sequence[pack.Entry]) -> None:
         """A missing epoch leaves no object to find damaged; the first blob of a pack tells of it."""
         if not entries or entries[0].kind is not Kind.DATA:
             return
+        name = names.pack(digest)
         try:
             epoch_id = blob.parse_header(self._store.get_range(name, 0, blob.HEADER.size)).epoch
         except IntegrityError as error:
@@ -169,9 +213,13 @@ class _Verifier:
         try:
             self._repository.blobs.epoch(epoch_id)
         except IntegrityError as error:
-            if epoch_id not in self._bad_epochs:
-                self._bad_epochs.add(epoch_id)
-                self._found(names.epoch(epoch_id), error)
+            if epoch_id in self._bad_epochs:
+                return
+            if blake3(self._store.get(name)).digest() != digest:
+                self._found(name, "blob at byte 0: its epoch is none of the repository's")
+                return
+            self._bad_epochs.add(epoch_id)
+            self._found(names.epoch(epoch_id), error)
 
     def _check_data(self, share: float) -> None:
         everything = sorted(self._sizes.items())
@@ -198,12 +246,13 @@ class _Verifier:
         for kind, blob_id, location in self._blobs_of(digest, content):
             part = view[location.offset : location.offset + location.length]
             try:
-                self._check_blob(kind, blob_id, part)
+                readable = self._check_blob(kind, blob_id, part)
             except IntegrityError as error:
-                # Another copy may lie elsewhere; what counts is the one that readers would take.
-                if self._repository.index.find(blob_id) in (None, location):
-                    self._bad.add(blob_id)
-                    self._found(name, f"blob at byte {location.offset}: {error}")
+                readable = False
+                self._found(name, f"blob at byte {location.offset}: {error}")
+            # Another copy may lie elsewhere; what counts is the one that readers would take.
+            if not readable and self._repository.index.find(blob_id) in (None, location):
+                self._bad.add(blob_id)
         return size
 
     def _blobs_of(self, digest: bytes, content: bytes) -> Iterator[tuple[Kind | None, bytes, Location]]:
@@ -217,10 +266,11 @@ class _Verifier:
                 if location.pack == digest:
                     yield None, blob_id, location
 
-    def _check_blob(self, kind: Kind | None, blob_id: bytes, part: memoryview) -> None:
+    def _check_blob(self, kind: Kind | None, blob_id: bytes, part: memoryview) -> bool:
+        """Whether it can be read, as far as its epoch goes. Raises IntegrityError for a damaged one."""
         header = blob.parse_header(part)
         if header.epoch in self._bad_epochs:
-            raise IntegrityError(f"its epoch {header.epoch.hex()} is damaged")
+            return False
         plain = blob.unseal(
             part,
             kind=header.kind if kind is None else kind,
@@ -228,17 +278,25 @@ class _Verifier:
             epoch=self._repository.blobs.epoch(header.epoch),
             repository_id=self._keys.repository_id,
         )
-        if self._keys.blob_id(header.kind, plain) != blob_id:
+        if self._keys.blob_id(Kind(header.kind), plain) != blob_id:
             raise IntegrityError("its content is not what its id says")
+        return True
 
     def _check_points(self, wanted: Sequence[str] | None) -> None:
         checker = MapChecker(self._load_node, self._has_chunk, self._repository.chunk_size)
         ids = self._repository.point_ids() if wanted is None else list(wanted)
+        # A point that was made meanwhile may lie in packs that were, too.
+        self._repository.refresh()
+        self._repository.index.heal()
         loaded: list[Point] = []
         for number, point_id in enumerate(ids):
             self._progress("points", number, len(ids))
             try:
                 loaded.append(self._repository.load_point(point_id))
+            except ObjectMissingError:
+                if wanted is not None:
+                    raise
+                continue
             except IntegrityError as error:
                 self._found(names.point(point_id), error)
                 self._report.hits.append(Hit(point_id, None))
@@ -252,9 +310,12 @@ class _Verifier:
                 self._hit_disk(point, disk, checker.ranges(disk))
             for artifact in point.manifest.artifacts:
                 try:
+                    if artifact.id:
+                        self._note_uncovered(self._repository.index.find(artifact.id))
                     self._repository.read_artifact(artifact)
                 except IntegrityError as error:
-                    self._found_in_pack(error)
+                    if artifact.id not in self._bad:
+                        self._found_in_pack(error)
                     vm = point.manifest.vm.name
                     self._report.hits.append(Hit(point.id, vm, artifact=artifact.name))
 
@@ -267,6 +328,7 @@ class _Verifier:
         try:
             if node_id in self._bad:
                 raise IntegrityError("found damaged before")
+            self._note_uncovered(self._repository.index.find(node_id))
             return self._repository.blobs.node(node_id)
         except IntegrityError as error:
             self._found_in_pack(error)
@@ -278,11 +340,19 @@ class _Verifier:
         if name.startswith(names.PACKS) and problem:
             finding = Finding(name, problem)
         elif "is in no pack" in str(error):
-            finding = Finding(names.INDEX, str(error))
+            finding = Finding(names.INDEX, "restore points need blobs that no pack is known to have")
         else:
             return
-        if finding not in self._report.findings:
+        if finding not in self._told:
+            self._told.add(finding)
             self._report.findings.append(finding)
+
+    def _note_uncovered(self, location: Location | None) -> None:
+        """An index object that is gone leaves nothing to find damaged, but a pack of which none tells."""
+        if location and self._index_complete and location.pack not in self._covered:
+            if location.pack in self._sizes:
+                self._found(names.INDEX, "an index object is missing; 'vmfs rebuild' makes it again")
+            self._index_complete = False
 
     def _has_chunk(self, blob_id: bytes) -> bool:
         if blob_id in self._bad:
@@ -291,10 +361,11 @@ class _Verifier:
             location = self._repository.index.find(blob_id)
             if location is None:
                 raise IntegrityError(f"blob {blob_id.hex()} is in no pack")
+            self._note_uncovered(location)
             if location.offset + location.length > self._sizes.get(location.pack, 0):
                 return False
-            if self._bad_epochs:
-                return self._epoch_of(location) not in self._bad_epochs
+            if self._bad_epochs and self._epoch_of(location) in self._bad_epochs:
+                return False
             if self._read_chunks:
                 plain = self._repository.blobs.read_at(Kind.DATA, blob_id, location)
                 self._report.bytes_read += location.length

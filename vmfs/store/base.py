@@ -43,5 +43,9 @@ class Store(Protocol):
     def now(self) -> datetime:
         """The time as the store tells it, UTC: the one clock that all its clients share."""
 
-    def sweep(self) -> int:
-        """Remove what dead writers left half-written; how many."""
+    def sweep(self, prefix: str = "") -> int:
+        """Remove what dead writers left half-written, below `prefix` or everywhere; how many."""
+
+    def settle(self, prefix: str) -> None:
+        """On return the objects directly below `prefix` are durable, even those of a writer that died before
+        its put returned."""

@@ -42,6 +42,7 @@ class LocalStore:
         self.url = str(root)
         self._posix = posix or Posix()
         self._files = _OpenFiles()
+        self._durable: set[Path] = set()
 
     @property
     def writable(self) -> bool:
@@ -55,6 +56,9 @@ class LocalStore:
                     raise StoreError(f"{self.root} is not a directory; choose another place")
                 if any(self.root.iterdir()):
                     raise StoreError(f"{self.root} is not empty; a repository starts in an empty directory")
+                # An init that died may have made it; if others did, it may be in a place that we cannot read.
+                with suppress(OSError):
+                    self._posix.fsync_directory(self.root.parent)
             else:
                 self._posix.mkdir(self.root)
                 self._posix.fsync_directory(self.root.parent)
@@ -76,7 +80,13 @@ class LocalStore:
                 os.close(fd)
                 with suppress(OSError):
                     self._posix.unlink(temporary)
-            self._posix.fsync_directory(path.parent)
+            try:
+                self._posix.fsync_directory(path.parent)
+            except OSError:
+                # A put that failed leaves no object.
+                with suppress(OSError):
+                    self._posix.unlink(path)
+                raise
 
     def get(self, name: str) -> bytes:
         path = self._path(name)
@@ -86,7 +96,9 @@ class LocalStore:
     def get_range(self, name: str, offset: int, length: int) -> bytes:
         path = self._path(name)
         with self._errors("cannot read", name):
-            return os.pread(self._files.open(path).fd, length, offset)
+            # Held until the read is done: the descriptor is closed with the last reference to it.
+            file = self._files.open(path)
+            return os.pread(file.fd, length, offset)
 
     def size(self, name: str) -> int:
         path = self._path(name)
@@ -110,13 +122,26 @@ class LocalStore:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    def sweep(self) -> int:
+    def sweep(self, prefix: str = "") -> int:
         swept = 0
         with self._errors("cannot clean", self.url):
-            for directory, _, files in os.walk(self.root):
-                for file in filter(_TEMPORARY.fullmatch, files):
-                    swept += self._remove_if_abandoned(Path(directory, file))
+            for directory, _, files in os.walk(self._path(prefix) if prefix else self.root):
+                removed = [
+                    file
+                    for file in filter(_TEMPORARY.fullmatch, files)
+                    if self._remove_if_abandoned(Path(directory, file))
+                ]
+                if removed:
+                    self._posix.fsync_directory(Path(directory))
+                swept += len(removed)
         return swept
+
+    def settle(self, prefix: str) -> None:
+        directory = self._path(prefix)
+        with self._errors("cannot sync", prefix):
+            if directory.is_dir():
+                self._make_parents(directory)
+                self._posix.fsync_directory(directory)
 
     def _remove_if_abandoned(self, path: Path) -> bool:
         """A living writer holds its temporary file locked, whatever the clock says."""
@@ -139,13 +164,17 @@ class LocalStore:
         return self.root / name
 
     def _make_parents(self, directory: Path) -> None:
-        if directory.is_dir():
+        """Each is synced into its parent once, even if it is there: whoever made it may have died before."""
+        if directory in self._durable and directory.is_dir():
             return
         if directory == self.root:
-            raise StoreError(f"{self.root} is gone; is its file system mounted?")
+            if not directory.is_dir():
+                raise StoreError(f"{self.root} is gone; is its file system mounted?")
+            return
         self._make_parents(directory.parent)
         self._posix.mkdir(directory)
         self._posix.fsync_directory(directory.parent)
+        self._durable.add(directory)
 
     def _walk(self, directory: Path, prefix: str) -> Iterator[tuple[str, int]]:
         try:

@@ -1,0 +1,145 @@
+"""What was fetched ahead, and what is being fetched: which part of which disk is in which slot."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from vmfs.errors import IntegrityError, StoreError
+from vmfs.fs.content import DiskReader
+from vmfs.fs.helpers import Helpers
+
+Key = tuple[str, int]
+"""A disk, and the number of a slot-sized piece of it."""
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """`readers` wait for it or use it: it must not be given to another piece meanwhile. `left` is how many of
+    its bytes nobody has read yet."""
+
+    number: int
+    key: Key
+    left: int
+    done: trio.Event = field(default_factory=trio.Event)
+    filled: bool = False
+    readers: int = 0
+
+
+class Slots:
+    """Belongs to the thread of the event loop. `lost` is called, once, when the helpers are gone."""
+
+    def __init__(self, helpers: Helpers, lost: Callable[[], None]) -> None:
+        self._helpers = helpers
+        self._lost = lost
+        self._free = list(range(helpers.slots))
+        # Read to the end, last one last. They are used again first: what was just read is in the processor's
+        # caches, and memory that is never needed is never touched.
+        self._spent: dict[_Slot, None] = {}
+        # Least recently used first.
+        self._slots: OrderedDict[Key, _Slot] = OrderedDict()
+        self._loading: dict[int, _Slot] = {}
+        self._alive = True
+
+    def fetch(self, disk: str, reader: DiskReader, start: int, end: int) -> None:
+        """Begin to fetch bytes [start, end) of the disk, as far as there are slots for it."""
+        size = self._helpers.slot_size
+        chunks = size // reader.chunk_size
+        last_chunk = -(-reader.size // reader.chunk_size)
+        for piece in range(start // size, -(-end // size)):
+            if (disk, piece) in self._slots or not self._alive:
+                continue
+            first = piece * chunks
+            try:
+                ids = reader.chunk_ids(first, min(chunks, last_chunk - first))
+            except (IntegrityError, StoreError):
+                # Whoever reads there is told.
+                return
+            if not self._begin((disk, piece), ids):
+                return
+
+    async def get(self, disk: str, offset: int, length: int) -> bytes | memoryview | None:
+        """Bytes [offset, offset + length) of the disk if they were fetched or are being so; else None. A view
+        holds until the caller lets other tasks run."""
+        size = self._helpers.slot_size
+        end = offset + length
+        used: list[_Slot] = []
+        parts: list[memoryview] = []
+        try:
+            for piece in range(offset // size, -(-end // size)):
+                slot = self._slots.get((disk, piece))
+                if slot is None:
+                    return None
+                slot.readers += 1
+                used.append(slot)
+            for slot in used:
+                if not slot.done.is_set():
+                    await slot.done.wait()
+                if not slot.filled:
+                    return None
+                if slot.key in self._slots:
+                    self._slots.move_to_end(slot.key)
+                base = slot.key[1] * size
+                start, stop = max(offset - base, 0), min(end - base, size)
+                parts.append(self._helpers.view(slot.number, start, stop))
+                slot.left -= stop - start
+                if slot.left <= 0:
+                    self._spent[slot] = None
+        finally:
+            for slot in used:
+                slot.readers -= 1
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def run(self) -> None:
+        """The background task that takes the helpers' answers; ends by being cancelled, or without them."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._take_replies)
+            await self._helpers.wait_for_death()
+            nursery.cancel_scope.cancel()
+        self._alive = False
+        for slot in list(self._loading.values()):
+            self._finish(slot, False)
+        self._lost()
+
+    async def _take_replies(self) -> None:
+        while replies := await self._helpers.replies():
+            for number, filled in replies:
+                self._finish(self._loading[number], filled)
+
+    def _begin(self, key: Key, ids: Sequence[bytes | None]) -> bool:
+        number = self._take()
+        if number is None:
+            return False
+        if not self._helpers.request(number, ids):
+            self._free.append(number)
+            return False
+        self._slots[key] = self._loading[number] = _Slot(number, key, self._helpers.slot_size)
+        return True
+
+    def _take(self) -> int | None:
+        """A slot to fill: one that was read to its end, a free one, or the one not used for longest."""
+        for slot in reversed(self._spent):
+            if slot.readers == 0:
+                return self._withdraw(slot)
+        if self._free:
+            return self._free.pop()
+        for slot in self._slots.values():
+            if slot.readers == 0 and slot.number not in self._loading:
+                return self._withdraw(slot)
+        return None
+
+    def _withdraw(self, slot: _Slot) -> int:
+        self._spent.pop(slot, None)
+        del self._slots[slot.key]
+        return slot.number
+
+    def _finish(self, slot: _Slot, filled: bool) -> None:
+        del self._loading[slot.number]
+        slot.filled = filled
+        slot.done.set()
+        if not filled:
+            del self._slots[slot.key]
+            self._free.append(slot.number)
