@@ -27,7 +27,7 @@ __all__ = [
 
 
 class StoreError(VmfsError):
-    """The place where the repository is kept did not do what was asked: no space, no permission, I/O error."""
+    """The place where the repository is kept did not do what was asked: no space, no permission, an error."""
 
 
 class ObjectMissingError(StoreError):

@@ -157,7 +157,9 @@ def clear_dead(store: Store, keys: Keys) -> list[str]:
 
 
 def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    """Of this boot, and of this container in it: pids mean nothing in another's namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
 
 
 def _process(pid: int) -> str:

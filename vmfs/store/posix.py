@@ -23,13 +23,17 @@ class Posix:
 
     def create(self, path: Path) -> int:
         """A new file, open and locked for writing; the lock shows that its writer lives."""
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        while True:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.fstat(fd).st_nlink:
+                    return fd
+            except OSError:
+                os.close(fd)
+                raise
+            # Somebody who clears away what dead writers left took it for such before it was locked.
             os.close(fd)
-            raise
-        return fd
 
     def write(self, fd: int, parts: Sequence[Buffer]) -> None:
         """All of the parts. A large one goes to the disk directly where the file system allows it and its
