@@ -64,36 +64,40 @@ def plan_disks(
     checkpoint: str | None,
     heal: bool,
     opened: ExitStack,
+    full_reason: str | None = None,
 ) -> list[PlannedDisk]:
-    """Open every disk and decide whether it is read in full. With `heal`, a disk whose bitmap cannot be used
-    is read in full; else it is a BitmapError. Sources are closed by `opened`."""
+    """Open every disk and decide whether it is read in full: without `bitmap` all are, for `full_reason` if
+    there is one to tell. With `heal`, a disk whose bitmap cannot be used is read in full; else it is a
+    BitmapError. Sources are closed by `opened`."""
     aliases = [spec.alias for spec in specs]
     for alias in aliases:
         if aliases.count(alias) > 1:
             raise UsageError(f"two disks are called {alias!a}; tell them apart with ALIAS=")
+    if bitmap is None:
+        return [_read_in_full(spec, checkpoint, opened, full_reason) for spec in specs]
     return [_plan(spec, parent, bitmap, checkpoint, heal, opened) for spec in specs]
+
+
+def _read_in_full(
+    spec: DiskSpec, checkpoint: str | None, opened: ExitStack, reason: str | None
+) -> PlannedDisk:
+    source = open_source(spec)
+    opened.callback(source.close)
+    return PlannedDisk(spec.alias, source, None, checkpoint, reason)
 
 
 def _plan(
     spec: DiskSpec,
     parent: Parent | None,
-    bitmap: str | None,
+    bitmap: str,
     checkpoint: str | None,
     heal: bool,
     opened: ExitStack,
 ) -> PlannedDisk:
-    def full(reason: str | None) -> PlannedDisk:
-        source = open_source(spec)
-        opened.callback(source.close)
-        return PlannedDisk(spec.alias, source, None, checkpoint, reason)
-
-    if bitmap is None:
-        return full(None)
     base = parent.point.manifest.disk(spec.alias) if parent else None
     if parent is None or base is None:
-        return full(
-            "no restore point of this VM yet" if parent is None else f"not in restore point {parent.point.id}"
-        )
+        missing = f"not in restore point {parent.point.id}" if parent else "no restore point of this VM yet"
+        return _read_in_full(spec, checkpoint, opened, missing)
     try:
         source = open_source(spec, bitmap=bitmap)
         opened.callback(source.close)
@@ -102,7 +106,7 @@ def _plan(
         if not heal:
             raise
         log.warning("%s; reading the disk in full", error)
-        return full(str(error))
+        return _read_in_full(spec, checkpoint, opened, str(error))
     return PlannedDisk(spec.alias, source, base, checkpoint)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ingest.chain import find_parent, plan_disks
 from ingest.pipeline import ingest
+from ingest.sources.base import BitmapError
 from ingest.sources.qemu import FORMATS
 from ingest.sources.spec import parse_spec
 from vmfs.cli import common
@@ -52,6 +53,11 @@ def register(subparsers: Any) -> None:
         help="read a disk in full where its bitmap cannot be used, instead of failing",
     )
     parser.add_argument(
+        "--since",
+        metavar="ID",
+        help="the checkpoint that the bitmap tells the changes since; the bitmap's own name if left out",
+    )
+    parser.add_argument(
         "--checkpoint",
         metavar="ID",
         help="record that this checkpoint was taken with this backup; an incremental by a bitmap of that "
@@ -77,18 +83,32 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     disks = common.take_repository(args, args.disks)
+    if args.repository is None and len(disks) == 1 and common.names_repository(disks[0]):
+        raise UsageError("no disk; give the path or NBD URI of at least one after REPO")
     check_name("VM name", args.vm)
     specs = [parse_spec(text, format=args.format) for text in disks]
     artifacts = _read_artifacts(args.attach)
     with ExitStack() as opened:
         repository = opened.enter_context(common.open_repository(args))
         catalog = opened.enter_context(common.open_catalog(repository, args))
-        parent = None
+        parent, broken = None, None
         if args.bitmap:
             known = [point.id for point in catalog.points(args.vm) if point.engine is None]
-            parent = find_parent(repository, reversed(known), args.bitmap)
+            try:
+                parent = find_parent(repository, reversed(known), args.since or args.bitmap)
+            except BitmapError as error:
+                if not args.heal:
+                    raise
+                broken = str(error)
+                log.warning("%s; reading all disks in full", broken)
         planned = plan_disks(
-            specs, parent, bitmap=args.bitmap, checkpoint=args.checkpoint, heal=args.heal, opened=opened
+            specs,
+            parent,
+            bitmap=None if broken else args.bitmap,
+            full_reason=broken,
+            checkpoint=args.checkpoint,
+            heal=args.heal,
+            opened=opened,
         )
         bars = opened.enter_context(ProgressBars(quiet=args.quiet or args.json))
         point = ingest(

@@ -55,7 +55,7 @@ def add_repository_argument(parser: argparse.ArgumentParser, *, many_follow: boo
 def take_repository(args: argparse.Namespace, rest: list[str]) -> list[str]:
     """The positional arguments after REPO, where REPO may have been left out because the environment or the
     configuration names it: then what argparse took for REPO is the first of them."""
-    if args.repository and not _names_repository(args.repository) and _default_repository():
+    if args.repository and not names_repository(args.repository) and _default_repository():
         rest = [args.repository, *rest]
         args.repository = None
     return rest
@@ -124,5 +124,9 @@ def _default_repository() -> str | None:
     return os.environ.get("VMFS_REPOSITORY") or load_settings().default
 
 
-def _names_repository(text: str) -> bool:
-    return text in load_settings().repositories or Path(text.removeprefix("file://"), "config").is_file()
+def names_repository(text: str) -> bool:
+    """Whether that is the name or the place of a repository."""
+    # os.path takes any string; Path raises for names that are too long, or in places not for us to see.
+    return text in load_settings().repositories or os.path.isfile(
+        os.path.join(text.removeprefix("file://"), "config")
+    )

@@ -22,5 +22,19 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    print(shtab.complete(args.program.parser(), shell=args.shell))
+    parser = args.program.parser()
+    _complete_paths(parser)
+    print(shtab.complete(parser, shell=args.shell))
     return 0
+
+
+def _complete_paths(parser: argparse.ArgumentParser) -> None:
+    """Tell shtab which arguments are paths."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for chosen in action.choices.values():
+                _complete_paths(chosen)
+        elif action.metavar in ("FILE", "DISK"):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        elif action.metavar in ("DIR", "REPO", "MOUNTPOINT"):
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]

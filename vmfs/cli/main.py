@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from vmfs.cli.entry import Program
 
 PROGRAM = Program(
@@ -25,4 +27,8 @@ PROGRAM = Program(
 
 
 def main(argv: list[str] | None = None) -> int:
-    return PROGRAM.main(argv)
+    # It needs this module's PROGRAM.
+    from vmfs.cli import mount_helper
+
+    words = sys.argv[1:] if argv is None else argv
+    return mount_helper.main(words) if mount_helper.is_mount_call(words) else PROGRAM.main(words)

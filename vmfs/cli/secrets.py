@@ -60,11 +60,15 @@ def find_secret(args: argparse.Namespace, settings: RepositorySettings, *, new: 
 
 def ask_passphrase(prompt: str, *, new: bool) -> Passphrase:
     """From the terminal; twice for a new one."""
-    if not sys.stdin.isatty():
-        raise UsageError("no passphrase; give --passphrase-file, --passphrase-command or --key-file")
-    secret = getpass.getpass(f"{prompt}: ")
-    if new and getpass.getpass("The same again: ") != secret:
-        raise UsageError("the two passphrases differ; try again")
+    missing = UsageError("no passphrase; give --passphrase-file, --passphrase-command or --key-file")
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise missing
+    try:
+        secret = getpass.getpass(f"{prompt}: ")
+        if new and getpass.getpass("The same again: ") != secret:
+            raise UsageError("the two passphrases differ; try again")
+    except EOFError:
+        raise missing from None
     return Passphrase(secret.encode())
 
 
@@ -86,7 +90,9 @@ def _run(command: str) -> bytes:
     except OSError as error:
         raise VmfsError(f"the passphrase command cannot be run: {words[0]}: {error.strerror}") from None
     except subprocess.CalledProcessError as error:
-        raise VmfsError(f"the passphrase command failed with exit status {error.returncode}") from None
+        status = error.returncode
+        how = f"failed with exit status {status}" if status > 0 else f"was ended by signal {-status}"
+        raise VmfsError(f"the passphrase command {how}") from None
 
 
 def _first_line(data: bytes) -> bytes:

@@ -16,6 +16,7 @@ import os
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -52,24 +53,40 @@ def load_settings() -> Settings:
 
 def _read(path: Path, *, required: bool = False) -> Settings:
     try:
-        tree = tomllib.loads(path.read_text())
-    except FileNotFoundError:
+        tree = tomllib.loads(path.read_bytes().decode())
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         if required:
-            raise VmfsError(f"{path}: no such configuration file; check $VMFS_CONFIG") from None
+            raise VmfsError(f"configuration file {path}: {error.strerror}; check $VMFS_CONFIG") from None
         return Settings({})
-    except PermissionError:
-        return Settings({})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise VmfsError(f"{path}: {error}; correct the configuration file") from None
+    except OSError as error:
+        raise VmfsError(f"configuration file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise VmfsError(f"configuration file {path}: {error}; correct it") from None
+    try:
+        return _parse(tree)
+    except ValueError as error:
+        raise VmfsError(f"configuration file {path}: {error}") from None
+
+
+def _parse(tree: dict[str, Any]) -> Settings:
+    """Raises ValueError."""
+    if unknown := tree.keys() - {"default", "repository"}:
+        raise ValueError(f"unknown key {min(unknown)!r}; remove it")
+    tables = tree.get("repository", {})
+    if not isinstance(tables, dict):
+        raise ValueError("repository is no table; write [repository.NAME]")
     known = {item.name for item in fields(RepositorySettings)}
     repositories = {}
-    for name, table in tree.get("repository", {}).items():
+    for name, table in tables.items():
         if not isinstance(table, dict) or "url" not in table:
-            raise VmfsError(f"{path}: [repository.{name}] has no url; add one")
-        if unknown := set(table) - known:
-            raise VmfsError(f"{path}: [repository.{name}] has an unknown key {min(unknown)!r}; remove it")
+            raise ValueError(f"[repository.{name}] has no url; add one")
+        if unknown := table.keys() - known:
+            raise ValueError(f"[repository.{name}] has an unknown key {min(unknown)!r}; remove it")
+        for key, value in table.items():
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"[repository.{name}] has a {key} that is no text; put it in quotes")
         repositories[name] = RepositorySettings(**table)
     default = tree.get("default")
-    if default is not None and default not in repositories:
-        raise VmfsError(f"{path}: default names {default!r}, which is no [repository.…]; correct it")
+    if default is not None and (not isinstance(default, str) or default not in repositories):
+        raise ValueError(f"default names {default!r}, which is no [repository.…]; correct it")
     return Settings(repositories, default)

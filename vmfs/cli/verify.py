@@ -8,6 +8,7 @@ from typing import Any
 
 from vmfs.cli import common
 from vmfs.cli.progress import ProgressBars
+from vmfs.cli.tables import count
 from vmfs.errors import IntegrityError
 from vmfs.repo.verify import Finding, Hit, Report, verify
 
@@ -74,10 +75,13 @@ def _print(report: Report, *, quiet: bool) -> None:
         print(_hit(hit))
     if report.sound and not quiet:
         read = f", {common.format_size(report.bytes_read)} read" if report.bytes_read else ""
-        print(f"{report.points} restore points in {report.packs} packs{read}: all sound")
+        print(f"{count(report.points, 'restore point')}, {count(report.packs, 'pack')}{read}: all sound")
     elif not report.sound:
         points = len({hit.point for hit in report.hits})
-        print(f"{len(report.findings)} damaged objects, {points} of {report.points} restore points hit")
+        print(
+            f"{count(len(report.findings), 'object')} damaged, {points} of "
+            f"{count(report.points, 'restore point')} hit"
+        )
 
 
 def _finding(finding: Finding) -> str:

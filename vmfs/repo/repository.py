@@ -196,7 +196,10 @@ def read_config(store: Store) -> bytes:
                 f"{store.url} holds what an unfinished 'vmfs init' left, and no repository; empty it and run "
                 "'vmfs init' again"
             ) from None
-        raise VmfsError(f"{store.url} is not a vmfs repository; make one with 'vmfs init'") from None
+        raise VmfsError(
+            f"{store.url} is not a vmfs repository; check that its file system is mounted, or make one with "
+            "'vmfs init'"
+        ) from None
 
 
 def default_cache_root() -> Path:

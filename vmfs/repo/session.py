@@ -190,16 +190,23 @@ class WriteSession:
     def _append(self, kind: Kind, blob_id: bytes, body: blob.Body) -> None:
         lane = Kind.DATA if kind is Kind.DATA else Kind.NODE
         filling, place = self._reserve(lane, kind, blob_id, body.length)
-        with place:
-            blob.seal_into(
-                place,
-                kind,
-                blob_id,
-                body,
-                epoch=self._epoch if kind is Kind.DATA else self._keys.metadata,
-                nonce=secrets.token_bytes(12),
-                repository_id=self._keys.repository_id,
-            )
+        try:
+            with place:
+                blob.seal_into(
+                    place,
+                    kind,
+                    blob_id,
+                    body,
+                    epoch=self._epoch if kind is Kind.DATA else self._keys.metadata,
+                    nonce=secrets.token_bytes(12),
+                    repository_id=self._keys.repository_id,
+                )
+        except BaseException as error:
+            # Its place holds no blob: this pack must never be stored, and nobody wait for it.
+            with self._sealed:
+                self._error = self._error or error
+                self._sealed.notify_all()
+            raise
         with self._sealed:
             filling.writing -= 1
             nodes_ready = filling.ready and lane is Kind.NODE
@@ -231,12 +238,15 @@ class WriteSession:
         """Wait until all blobs of that lane so far are durable."""
         with self._sealed:
             filling, self._packs[lane] = self._packs[lane], None
-            if filling:
+            if filling and not filling.entries:
+                # Another thread has just opened it and will find it gone.
+                self._memories.put(filling.memory)
+            elif filling:
                 filling.closed = True
                 if filling.ready:
                     self._upload(lane, filling)
                 # Else whoever seals its last blob uploads it.
-                self._sealed.wait_for(lambda: filling.ready)
+                self._sealed.wait_for(lambda: filling.ready or self._error)
             waiting = set(self._uploads[lane])
         wait(waiting)
         if self._error:
