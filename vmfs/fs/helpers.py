@@ -17,7 +17,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NoReturn
 
@@ -59,14 +59,16 @@ class Helpers:
         self._children: list[int] = []
 
     def __enter__(self) -> Helpers:
-        # Keeps the collector from writing to, and so copying, the pages that are shared with the children.
+        # Keeps the collector from writing to, and so copying, the pages that are shared with the children. It
+        # stays so: none of what is there by now will be garbage while the mount lasts.
         gc.freeze()
-        for _ in range(min(_MAX_HELPERS, os.cpu_count() or 1)):
+        # One processor is left to the event loop, which cannot answer faster than one does.
+        processors = len(os.sched_getaffinity(0))
+        for _ in range(min(_MAX_HELPERS, max(1, processors - 1))):
             child = os.fork()
             if child == 0:
                 self._be_helper()
             self._children.append(child)
-        gc.unfreeze()
         self._theirs.close()
         self._ours.setblocking(False)
         return self
@@ -99,21 +101,22 @@ class Helpers:
         base = slot * self.slot_size
         return self._view[base + start : base + stop]
 
-    async def replies(self) -> list[tuple[int, bool]]:
-        """Wait for some slots to be done: (slot, whether it was filled). Empty when no helper is left."""
-        await trio.lowlevel.wait_readable(self._ours)
-        found: list[tuple[int, bool]] = []
+    def replies(self) -> Iterator[tuple[int, bool]]:
+        """The slots that are done by now: (slot, whether it was filled). Raises EOFError when no helper is
+        left."""
         while True:
             try:
                 message = self._ours.recv(_REPLY.size)
             except BlockingIOError:
-                return found
-            except OSError:
-                return []
+                return
             if not message:
-                return []
+                raise EOFError
             slot, failed = _REPLY.unpack(message)
-            found.append((slot, not failed))
+            yield slot, not failed
+
+    async def wait_for_replies(self) -> None:
+        """Wait until there are replies, or no helper is left."""
+        await trio.lowlevel.wait_readable(self._ours)
 
     async def wait_for_death(self) -> None:
         """Wait until any helper ends, which none should."""

@@ -24,6 +24,7 @@ class _Slot:
     number: int
     key: Key
     left: int
+    awaited: bool = False
     done: trio.Event = field(default_factory=trio.Event)
     filled: bool = False
     readers: int = 0
@@ -42,6 +43,8 @@ class Slots:
         # Least recently used first.
         self._slots: OrderedDict[Key, _Slot] = OrderedDict()
         self._loading: dict[int, _Slot] = {}
+        self._awaited = 0
+        self._somebody_waits = trio.Event()
         self._alive = True
 
     def fetch(self, disk: str, reader: DiskReader, start: int, end: int) -> None:
@@ -64,6 +67,7 @@ class Slots:
     async def get(self, disk: str, offset: int, length: int) -> bytes | memoryview | None:
         """Bytes [offset, offset + length) of the disk if they were fetched or are being so; else None. A view
         holds until the caller lets other tasks run."""
+        self._take_replies()
         size = self._helpers.slot_size
         end = offset + length
         used: list[_Slot] = []
@@ -77,7 +81,7 @@ class Slots:
                 used.append(slot)
             for slot in used:
                 if not slot.done.is_set():
-                    await slot.done.wait()
+                    await self._wait_for(slot)
                 if not slot.filled:
                     return None
                 if slot.key in self._slots:
@@ -96,7 +100,12 @@ class Slots:
     async def run(self) -> None:
         """The background task that takes the helpers' answers; ends by being cancelled, or without them."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take_replies)
+
+            async def wake() -> None:
+                await self._wake_readers()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wake)
             await self._helpers.wait_for_death()
             nursery.cancel_scope.cancel()
         self._alive = False
@@ -104,10 +113,30 @@ class Slots:
             self._finish(slot, False)
         self._lost()
 
-    async def _take_replies(self) -> None:
-        while replies := await self._helpers.replies():
-            for number, filled in replies:
+    async def _wake_readers(self) -> None:
+        """Returns when no helper is left. Sleeps while nobody waits for a slot: the next reader looks for
+        replies anyway, and to be woken by each of them costs as much as a read."""
+        while self._take_replies():
+            if not self._awaited:
+                self._somebody_waits = trio.Event()
+                await self._somebody_waits.wait()
+            await self._helpers.wait_for_replies()
+
+    async def _wait_for(self, slot: _Slot) -> None:
+        if not slot.awaited:
+            slot.awaited = True
+            self._awaited += 1
+            self._somebody_waits.set()
+        await slot.done.wait()
+
+    def _take_replies(self) -> bool:
+        """Whether there are helpers."""
+        try:
+            for number, filled in self._helpers.replies():
                 self._finish(self._loading[number], filled)
+        except (EOFError, OSError):
+            return False
+        return True
 
     def _begin(self, key: Key, ids: Sequence[bytes | None]) -> bool:
         number = self._take()
@@ -140,6 +169,7 @@ class Slots:
         del self._loading[slot.number]
         slot.filled = filled
         slot.done.set()
+        self._awaited -= slot.awaited
         if not filled:
             del self._slots[slot.key]
             self._free.append(slot.number)
