@@ -86,6 +86,10 @@ def run(args: argparse.Namespace) -> int:
     if args.repository is None and len(disks) == 1 and common.names_repository(disks[0]):
         raise UsageError("no disk; give the path or NBD URI of at least one after REPO")
     check_name("VM name", args.vm)
+    if args.bitmap is not None:
+        check_name("bitmap", args.bitmap)
+    if args.checkpoint is not None:
+        check_name("checkpoint", args.checkpoint)
     specs = [parse_spec(text, format=args.format) for text in disks]
     artifacts = _read_artifacts(args.attach)
     with ExitStack() as opened:

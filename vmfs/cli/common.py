@@ -100,9 +100,10 @@ def open_catalog(repository: Repository, args: argparse.Namespace) -> Catalog:
 def parse_size(text: str) -> int:
     """Bytes from `65536`, `256K`, `4M`. For argparse."""
     number, unit = text[:-1], text[-1:].lower()
-    if unit.isdigit():
+    if unit.isdecimal():
         number, unit = text, ""
-    if unit not in _UNITS or not number.isdigit():
+    # Digits of other scripts are none to a reader of the log.
+    if unit not in _UNITS or not (number.isascii() and number.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 65536, 256K or 4M")
     return int(number) * _UNITS[unit]
 

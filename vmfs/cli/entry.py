@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from vmfs import __version__
 from vmfs.errors import UsageError, VmfsError
+from vmfs.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class Program:
         try:
             signal.signal(signal.SIGTERM, _terminate)
             args.program = self
+            keep_freed_memory()
             status: int = args.run(args)
             sys.stdout.flush()
             return status

@@ -20,7 +20,6 @@ from vmfs.format.keys import Kind
 from vmfs.fs.attributes import Attributes, Ownership
 from vmfs.fs.helpers import Helpers
 from vmfs.fs.log import forget_said
-from vmfs.fs.memory import keep_freed_memory
 from vmfs.fs.mountpoint import mounted_at
 from vmfs.fs.operations import Operations
 from vmfs.fs.points import Points
@@ -75,7 +74,6 @@ def serve(repository: Repository, catalog: Catalog, options: MountOptions, ready
     """Mount and serve until the mount is unmounted or a signal comes. `ready` is called once, when the mount
     can be used. Raises VmfsError when it cannot be made, StoreError when the repository cannot be listed."""
     forget_said()
-    keep_freed_memory()
     source = ListingSource(_Rows(repository, catalog))
     listing = source.load()
     assert listing is not None  # noqa: S101 - the first one always is

@@ -11,7 +11,8 @@ from vmfs.errors import ContentError, IntegrityError, ObjectMissingError
 from vmfs.format import blob, node, sealed
 from vmfs.format.keys import METADATA_EPOCH, Epoch, Keys, Kind, SealedType
 from vmfs.repo import names
-from vmfs.repo.index import ChunkIndex, Location
+from vmfs.repo.index import ChunkIndex
+from vmfs.repo.segment import Location
 from vmfs.store import Store
 
 _NODE_CACHE = 48 << 20

@@ -8,100 +8,37 @@ is damaged or gone is made up for by the directories of the packs that it covere
 from __future__ import annotations
 
 import fcntl
-import heapq
 import json
 import logging
 import os
-import secrets
-from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from blake3 import blake3
 
-from vmfs.errors import ContentError, IntegrityError, StoreError
+from vmfs.errors import IntegrityError, StoreError
 from vmfs.format import index, pack
 from vmfs.format.keys import Keys
 from vmfs.repo import names
+from vmfs.repo.segment import (
+    Location,
+    Segment,
+    is_sound,
+    make_row,
+    merge,
+    unique_sorted,
+    write,
+    write_durably,
+)
 from vmfs.store import Store
 
 log = logging.getLogger(__name__)
 
 _STATE = "state.json"
-_READ = 1 << 20
 _MERGE_FAN_IN = 32
 _GROWTH = 4
 """Each file is at least so many times larger than the next: a few files, and few rewrites of each row."""
-
-
-class Location(NamedTuple):
-    """Where a blob lies: `length` bytes from byte `offset` of the pack of that name."""
-
-    pack: bytes
-    offset: int
-    length: int
-
-
-class Segment:
-    """One index file, open for look-ups. Safe to use from several threads."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fd = -1
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        size = os.fstat(self._fd).st_size
-        self.header = index.parse_header(os.pread(self._fd, index.HEADER.size, 0), size)
-        head = os.pread(self._fd, self.header.entries_offset, 0)
-        self.packs = index.packs(head, self.header)
-        self._fanout = index.u32s(head[self.header.fanout_offset :])
-
-    def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-
-    def find(self, blob_id: bytes) -> Location | None:
-        bits = self.header.fanout_bits
-        bucket = index.bucket(blob_id, bits)
-        first, end = self._fanout[bucket - 1] if bucket else 0, self._fanout[bucket]
-        if not first <= end <= self.header.entries:
-            raise ContentError(f"{self.path} makes no sense")
-        rows = self._read(first, end - first)
-        at = rows.find(blob_id)
-        while at >= 0 and at % index.ENTRY.size:
-            at = rows.find(blob_id, at + 1)
-        if at < 0:
-            return None
-        number, offset, length = index.PLACE.unpack_from(rows, at + index.ID_SIZE)
-        if number >= len(self.packs):
-            raise ContentError(f"the index has blob {blob_id.hex()} in a pack that it does not name")
-        return Location(self.packs[number].name, offset, length)
-
-    def rows(self) -> Iterator[bytes]:
-        step = _READ // index.ENTRY.size
-        for first in range(0, self.header.entries, step):
-            data = self._read(first, min(step, self.header.entries - first))
-            for at in range(0, len(data), index.ENTRY.size):
-                yield data[at : at + index.ENTRY.size]
-
-    def _read(self, first: int, count: int) -> bytes:
-        size = index.ENTRY.size
-        return os.pread(self._fd, count * size, self.header.entries_offset + first * size)
-
-
-def make_row(blob_id: bytes, number: int, offset: int, length: int) -> bytes:
-    """An index entry; `number` is the pack's place in the pack table."""
-    return index.ENTRY.pack(blob_id, number, offset, length)
-
-
-def unique_sorted(rows: Iterable[bytes]) -> list[bytes]:
-    """Rows ascending by id, the first of each id."""
-    out: list[bytes] = []
-    for row in sorted(rows):
-        if not out or out[-1][: index.ID_SIZE] != row[: index.ID_SIZE]:
-            out.append(row)
-    return out
 
 
 class ChunkIndex:
@@ -149,13 +86,10 @@ class ChunkIndex:
     def sync(self) -> None:
         """Take in what the store has and the cache has not; forget what the store no longer has."""
         with self._locked():
-            before = self._files
             try:
                 self._sync()
             except IntegrityError:
                 self._sync(check=True)
-            if self._files != before:
-                self._healed = False
 
     def heal(self) -> None:
         """After a look-up that found nothing, or not what is there: do without local files that are damaged,
@@ -190,11 +124,12 @@ class ChunkIndex:
         """Take in an index object that was just stored, without reading it back."""
         with self._locked():
             state = _State.load(self._directory)
-            if not self._covered <= state.covered():
+            gone = set(self._files) - state.segments.keys()
+            if gone and (self.damaged or not self._covered <= state.covered()):
                 # The cache was lost or cleared while it was in use.
                 self._sync()
                 return
-            state.add(_write(self._directory, data), {name})
+            state.add(write(self._directory, data), {name})
             try:
                 self._compact(state)
             except IntegrityError:
@@ -235,7 +170,7 @@ class ChunkIndex:
             log.warning("%s: %s; using the directories of the packs instead", name, error)
             self.damaged[name] = str(error)
             return
-        state.add(_write(self._directory, data), {name})
+        state.add(write(self._directory, data), {name})
         if len(state.segments) > _MERGE_FAN_IN:
             self._compact(state)
 
@@ -243,7 +178,7 @@ class ChunkIndex:
         self._reopen(state)
         if data := self.from_directories(self.unindexed_packs()):
             # It covers nothing: the damage is to be noticed again at the next opening.
-            state.add(_write(self._directory, data), set())
+            state.add(write(self._directory, data), set())
 
     def _compact(self, state: _State) -> None:
         """Merge from the small end until each file is _GROWTH times the next."""
@@ -256,7 +191,7 @@ class ChunkIndex:
                 take = number + 1
             total += sizes[file]
         if take > 1:
-            merged = _merge(self._directory, order[:take], self._keys)
+            merged = merge(self._directory, order[:take], self._keys)
             covers = set().union(*(state.segments.pop(file) for file in order[:take]))
             state.add(merged, covers)
 
@@ -267,6 +202,7 @@ class ChunkIndex:
             opened = tuple(kept.get(file) or Segment(self._directory / file) for file in files)
             # Newest and smallest first would be no better: a look-up that fails asks all of them.
             self._segments, self._files = opened, files
+            self._healed = False
         self._covered = state.covered()
 
     @contextmanager
@@ -310,7 +246,7 @@ class _State:
     def save(self) -> None:
         tree = {"segments": {file: sorted(covers) for file, covers in self.segments.items()}}
         new = self._directory / f"{_STATE}.new"
-        _write_durably(new, json.dumps(tree).encode())
+        write_durably(new, json.dumps(tree).encode())
         new.replace(self._directory / _STATE)
 
     def covered(self) -> set[str]:
@@ -326,7 +262,7 @@ class _State:
     def drop_damaged(self, keys: Keys) -> None:
         """Forget files that are not as they were written."""
         self.segments = {
-            file: covers for file, covers in self.segments.items() if _is_sound(self._directory / file, keys)
+            file: covers for file, covers in self.segments.items() if is_sound(self._directory / file, keys)
         }
 
     def remove_unused(self) -> None:
@@ -350,70 +286,3 @@ def read_directory(store: Store, name: str, size: int, keys: Keys) -> list[pack.
     trailer = store.get_range(name, max(0, size - pack.TRAILER_SIZE), pack.TRAILER_SIZE)
     tail = pack.tail_size(trailer, size)
     return pack.parse_tail(store.get_range(name, size - tail, tail), size, keys)
-
-
-def _write(directory: Path, data: bytes) -> str:
-    file = f"{secrets.token_hex(8)}.vmfi"
-    _write_durably(directory / file, data)
-    return file
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    """So that a power cut leaves no file that looks whole and is not."""
-    with path.open("wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def _is_sound(path: Path, keys: Keys) -> bool:
-    running = index.mac(keys)
-    with path.open("rb") as file:
-        left = os.fstat(file.fileno()).st_size - index.MAC_SIZE
-        while left > 0 and (piece := file.read(min(_READ, left))):
-            running.update(piece)
-            left -= len(piece)
-        return file.read() == index.finish_mac(running, keys)
-
-
-def _merge(directory: Path, files: list[str], keys: Keys) -> str:
-    """One file with the entries of all, each id once. Needs little memory, whatever their size. Raises
-    ContentError for a file that is damaged."""
-    if damaged := [file for file in files if not _is_sound(directory / file, keys)]:
-        raise ContentError(f"{directory / damaged[0]} is damaged")
-    segments = [Segment(directory / file) for file in files]
-    table: dict[index.PackRef, int] = {}
-    streams = [_renumbered(segment, table) for segment in segments]
-    bits = index.fanout_bits(sum(segment.header.entries for segment in segments))
-    counts = array("I", bytes(4 << bits))
-    merged = f"{secrets.token_hex(8)}.vmfi"
-    with open(directory / merged, "w+b") as out:
-        out.seek(len(index.encode_head(list(table), counts)))
-        last = b""
-        for row in heapq.merge(*streams):
-            if row[: index.ID_SIZE] != last:
-                last = row[: index.ID_SIZE]
-                counts[index.bucket(last, bits)] += 1
-                out.write(row)
-        out.seek(0)
-        out.write(index.encode_head(list(table), counts))
-        out.seek(0)
-        running = index.mac(keys)
-        while piece := out.read(_READ):
-            running.update(piece)
-        out.write(index.finish_mac(running, keys))
-        out.flush()
-        os.fsync(out.fileno())
-    return merged
-
-
-def _renumbered(segment: Segment, table: dict[index.PackRef, int]) -> Iterator[bytes]:
-    """The segment's rows, with pack numbers of the common table, which this first adds its packs to."""
-    numbers = [table.setdefault(ref, len(table)) for ref in segment.packs]
-
-    def rows() -> Iterator[bytes]:
-        for row in segment.rows():
-            blob_id, number, offset, length = index.ENTRY.unpack(row)
-            yield make_row(blob_id, numbers[number], offset, length)
-
-    return rows()

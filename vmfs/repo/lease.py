@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import socket
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -115,7 +116,14 @@ class Lease:
         name = names.lease(str(ULID.from_datetime(now)))
         nonce = secrets.token_bytes(12)
         plain = json.dumps(asdict(info)).encode()
-        self._store.put(name, [sealed.seal(SealedType.LEASE, name, plain, nonce=nonce, keys=self._keys)])
+        lease = sealed.seal(SealedType.LEASE, name, plain, nonce=nonce, keys=self._keys)
+        try:
+            self._store.put(name, [lease])
+        except BaseException:
+            # Ctrl-C may come when it is there already, and nobody would know its name.
+            with suppress(VmfsError):
+                self._store.delete(name)
+            raise
         return name
 
     def _renew(self) -> None:
@@ -169,4 +177,6 @@ def _process(pid: int) -> str:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return f"{pid}:gone"
-    return f"{pid}:{stat.rsplit(')', 1)[1].split()[19]}"
+    state, *fields = stat.rsplit(")", 1)[1].split()
+    # A zombie does nothing any more; when it goes is up to its parent.
+    return f"{pid}:gone" if state in "ZX" else f"{pid}:{fields[18]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 
-from vmfs.repo.index import Location
+from vmfs.repo.segment import Location
 
 _BUCKETS = 1 << 8
 

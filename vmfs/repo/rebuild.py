@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -10,8 +11,9 @@ from blake3 import blake3
 from vmfs.errors import IntegrityError, ObjectExistsError, ObjectMissingError, VersionError
 from vmfs.format import index
 from vmfs.repo import names
-from vmfs.repo.index import load_index, make_row, read_directory, unique_sorted
+from vmfs.repo.index import load_index, read_directory
 from vmfs.repo.repository import Repository
+from vmfs.repo.segment import make_row, unique_sorted
 
 _ROWS = 1 << 18
 """Entries after which an index object is written: bounds the memory."""
@@ -53,7 +55,12 @@ def _repair(repository: Repository) -> tuple[int, list[str], dict[str, str]]:
     """(packs indexed, index objects replaced, what cannot be read)"""
     store = repository.store
     covered, damaged, unreadable = _look_through(repository)
-    missing = [(name, size) for name, size in store.list(names.PACKS) if name not in covered]
+    missing = [
+        (name, size)
+        for name, size in store.list(names.PACKS)
+        if name not in covered and names.pack_digest(name)
+    ]
+    remade: set[str] = set()
     table: list[index.PackRef] = []
     rows: list[bytes] = []
     indexed = 0
@@ -69,13 +76,13 @@ def _repair(repository: Repository) -> tuple[int, list[str], dict[str, str]]:
         table.append(index.PackRef(bytes.fromhex(name.rsplit("/", 1)[1]), size))
         indexed += 1
         if len(rows) >= _ROWS:
-            _put(repository, table, rows)
+            remade.add(_put(repository, table, rows, damaged))
             table, rows = [], []
     if table:
-        _put(repository, table, rows)
+        remade.add(_put(repository, table, rows, damaged))
     if any(name in unreadable for name, _ in missing):
         return indexed, [], unreadable | damaged
-    for name in damaged:
+    for name in damaged.keys() - remade:
         store.delete(name)
     return indexed, sorted(damaged), unreadable
 
@@ -101,7 +108,14 @@ def _look_through(repository: Repository) -> tuple[set[str], dict[str, str], dic
     return covered, damaged, later
 
 
-def _put(repository: Repository, table: list[index.PackRef], rows: list[bytes]) -> None:
+def _put(
+    repository: Repository, table: list[index.PackRef], rows: list[bytes], damaged: Mapping[str, str]
+) -> str:
+    """The name of the index object, which may be that of a damaged one in whose place it comes."""
     data = index.encode(table, unique_sorted(rows), repository.keys)
+    name = names.index(blake3(data).digest())
+    if name in damaged:
+        repository.store.delete(name)
     with suppress(ObjectExistsError):
-        repository.store.put(names.index(blake3(data).digest()), [data])
+        repository.store.put(name, [data])
+    return name

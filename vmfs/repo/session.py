@@ -27,8 +27,9 @@ from vmfs.format.manifest import Artifact, Manifest, check_name
 from vmfs.repo import names, trash
 from vmfs.repo.blobs import BlobReader
 from vmfs.repo.diskmap import Map, MapWriter
-from vmfs.repo.index import ChunkIndex, make_row, unique_sorted
+from vmfs.repo.index import ChunkIndex
 from vmfs.repo.lease import Lease
+from vmfs.repo.segment import make_row, unique_sorted
 from vmfs.store import Store
 
 log = logging.getLogger(__name__)

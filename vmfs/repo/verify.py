@@ -21,9 +21,10 @@ from vmfs.format.manifest import Disk
 from vmfs.repo import keyring, names
 from vmfs.repo.blobs import load_epoch
 from vmfs.repo.damage import MapChecker, Range
-from vmfs.repo.index import Location, load_index, read_directory
+from vmfs.repo.index import load_index, read_directory
 from vmfs.repo.places import Places
 from vmfs.repo.repository import Point, Repository, read_config
+from vmfs.repo.segment import Location
 
 Progress = Callable[[str, int, int], None]
 """(what, done, total)"""

@@ -1,6 +1,6 @@
-"""Keeping freed memory, for the sake of reads.
+"""Keeping freed memory, for speed.
 
-Every chunk that is read passes through buffers of a few hundred KiB. glibc gives those back to the kernel
+Every chunk that is read or stored passes through buffers of a few hundred KiB. glibc gives those back to the kernel
 when they are freed, and has them mapped and zeroed anew for the next chunk. That costs as much as to decrypt
 and decompress it.
 """
