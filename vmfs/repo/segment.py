@@ -113,8 +113,8 @@ def is_sound(path: Path, keys: Keys) -> bool:
 
 
 def merge(directory: Path, files: list[str], keys: Keys) -> str:
-    """The name of a new file with the entries of all, each id once. Needs little memory, whatever their size. Raises
-    ContentError for a file that is damaged."""
+    """The name of a new file with the entries of all, each id once. Needs little memory, whatever their size.
+    Raises ContentError for a file that is damaged."""
     if damaged := [file for file in files if not is_sound(directory / file, keys)]:
         raise ContentError(f"{directory / damaged[0]} is damaged")
     segments = [Segment(directory / file) for file in files]
