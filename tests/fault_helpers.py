@@ -122,6 +122,9 @@ def copy_tree(source: Path, target: Path) -> Path:
     return target
 
 
+_NEED_SPACE = ("mkdir", "create", "write", "link")
+
+
 class Killed(BaseException):
     """The process ends here; nothing that comes after happens."""
 
@@ -227,12 +230,16 @@ class Fault:
     """What goes wrong at operation number `at`, counted from 0 (`only` those of one sort, if given).
 
     `kind`: "EIO" or "ENOSPC", the call fails with nothing done; "kill", the process ends before it; "tear",
-    a write stops half-way with ENOSPC; "tear-kill", the process ends half-way.
+    a write stops half-way with ENOSPC; "tear-kill", the process ends half-way. With `lasting`, what failed
+    goes on failing: with ENOSPC all that needs space, with EIO everything. With `killed_after`, the process
+    ends so many operations later.
     """
 
     kind: str
     at: int
     only: str | None = None
+    lasting: bool = False
+    killed_after: int | None = None
     hit: bool = False
     operation: str = ""
 
@@ -247,6 +254,7 @@ class CrashPosix(Posix):
         self._lock = Lock()
         self._dead = False
         self._open: dict[int, _File] = {}
+        self._since = 0
         self.count = 0
 
     def mkdir(self, path: Path) -> None:
@@ -310,7 +318,12 @@ class CrashPosix(Posix):
         if self._dead:
             raise Killed
         fault = self._fault
-        if fault is None or fault.hit or fault.only not in (None, operation):
+        if fault is None:
+            return
+        if fault.hit:
+            self._step_after(fault, operation)
+            return
+        if fault.only not in (None, operation):
             return
         number = self.count
         self.count += 1
@@ -322,6 +335,14 @@ class CrashPosix(Posix):
         if fault.kind.startswith("tear"):
             raise _Torn(Killed() if self._dead else _os_error("ENOSPC"))
         raise Killed if self._dead else _os_error(fault.kind)
+
+    def _step_after(self, fault: Fault, operation: str) -> None:
+        self._since += 1
+        if self._since == fault.killed_after:
+            self._dead = True
+            raise Killed
+        if fault.lasting and (fault.kind == "EIO" or operation in _NEED_SPACE):
+            raise _os_error(fault.kind)
 
 
 class _Torn(Exception):

@@ -1,8 +1,8 @@
 """Keeping freed memory, for speed.
 
-Every chunk that is read or stored passes through buffers of a few hundred KiB. glibc gives those back to the kernel
-when they are freed, and has them mapped and zeroed anew for the next chunk. That costs as much as to decrypt
-and decompress it.
+Every chunk that is read or stored passes through buffers of a few hundred KiB. glibc gives those back to the
+kernel when they are freed, and has them mapped and zeroed anew for the next chunk. That costs as much as to
+decrypt and decompress it.
 """
 
 from __future__ import annotations

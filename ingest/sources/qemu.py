@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import struct
@@ -56,14 +57,15 @@ _MAX_CLUSTER_BITS = 21
 _MAX_REFERENCE_TABLE = 8 << 20
 
 # The shell outlives us just long enough to end qemu-nbd: its `read` returns when our end of the pipe is
-# closed, which the kernel does however we die. PR_SET_PDEATHSIG would not do, as it fires when the *thread*
+# closed, which the kernel does however we die. Nothing milder than SIGKILL, which qemu-nbd would lose while it
+# starts; the image is open for reading only. PR_SET_PDEATHSIG would not do, as it fires when the *thread*
 # that started the child ends. The listening socket comes as descriptor 1 and is handed on as systemd does;
 # when qemu-nbd is gone nobody holds it, and our connection breaks instead of waiting for ever.
 _SUPERVISOR = """\
 sh -c 'LISTEN_PID=$$ exec qemu-nbd "$@"' sh "$@" 3>&1 >/dev/null &
 exec >&-
 read -r _
-kill $! 2>/dev/null
+kill -9 $! 2>/dev/null
 wait $!
 """
 
@@ -205,7 +207,7 @@ class _Server:
             self._process.wait(_END_TIMEOUT)
         except subprocess.TimeoutExpired:
             # Stuck in the kernel, on dead storage: it ends when that lets it.
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         os.close(self._socket)
         with self._errors:

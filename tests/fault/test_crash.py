@@ -34,6 +34,7 @@ from fault_helpers import (
     write_disk,
 )
 
+from vmfs.errors import VmfsError
 from vmfs.format import pack
 from vmfs.repo.repository import Repository
 from vmfs.store import LocalStore
@@ -45,6 +46,7 @@ SHARDS = range(4)
 
 AFTER_KILL = ("kill", "tear-kill")
 AFTER_ERROR = ("EIO", "ENOSPC", "tear")
+LASTING = ("EIO from there on", "ENOSPC from there on")
 
 
 @pytest.fixture(autouse=True)
@@ -66,14 +68,24 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(module_place: Path) -> Scene:
-    place = module_place
+    return make_scene(module_place / "old", points=2)
+
+
+@pytest.fixture(scope="module")
+def new_scene(module_place: Path) -> Scene:
+    """Nothing was ever backed up, and no directory made for it."""
+    return make_scene(module_place / "new", points=0)
+
+
+def make_scene(place: Path, points: int) -> Scene:
+    place.mkdir()
     top, cache = place / "top", place / "cache"
     top.mkdir()
     chunks = [noise_chunk(1), bytes(CHUNK), text_chunk(2), text_chunk(3), noise_chunk(4)]
     contents: dict[str, dict[str, bytes]] = {}
     store = LocalStore(top / "repository")
     with Repository.create(store, SECRET, chunk_size=CHUNK, cost=COST, cache_root=cache) as repository:
-        for number in range(2):
+        for number in range(points):
             chunks[3] = text_chunk(10 + number)
             content = b"".join(chunks)
             point = back_up(repository, "vm", {"root": write_disk(place / "root.raw", content)})
@@ -146,6 +158,15 @@ class Stage:
 
 @pytest.fixture
 def stages(scene: Scene, place: Path) -> Iterator[Stage]:
+    return make_stages(scene, place)
+
+
+@pytest.fixture
+def new_stages(new_scene: Scene, place: Path) -> Iterator[Stage]:
+    return make_stages(new_scene, place)
+
+
+def make_stages(scene: Scene, place: Path) -> Iterator[Stage]:
     """As many stages as are asked for, one after the other; each is gone when the next begins."""
 
     def make() -> Iterator[Stage]:
@@ -171,19 +192,39 @@ def operations(kind: str, shard: int, only: str | None = None) -> Iterator[Fault
 
 
 @pytest.mark.parametrize("shard", SHARDS)
-@pytest.mark.parametrize("kind", AFTER_ERROR)
+@pytest.mark.parametrize("kind", [*AFTER_ERROR, *LASTING])
 def test_an_operation_fails(stages: Iterator[Stage], kind: str, shard: int) -> None:
     hits = 0
-    for fault in operations(kind, shard, "write" if kind == "tear" else None):
+    for fault in operations(kind.split()[0], shard, "write" if kind == "tear" else None):
+        fault.lasting = kind in LASTING
         stage = next(stages)
         posix = CrashPosix(stage.medium, fault)
         error = fails_clearly(partial(stage.ingest, posix))
         assert fault.hit or error is None
         hits += fault.hit
-        ids = stage.check(may_have_more=error is None)
+        # A disk that takes nothing any more does not take the point back either.
+        dead = fault.lasting and fault.kind == "EIO"
+        ids = stage.check(may_have_more=error is None or dead)
         # An operation that fails after the commit, or whose failure harms nothing, is no failure of all.
-        assert len(ids) == len(stage.scene.contents) + (error is None)
-        stage.recover(ids, fresh_cache=bool(fault.at % 2), litter=fault.operation == "unlink")
+        assert dead or len(ids) == len(stage.scene.contents) + (error is None)
+        litter = dead or fault.operation == "unlink"
+        stage.recover(ids, fresh_cache=bool(fault.at % 2), litter=litter)
+    assert hits
+
+
+@pytest.mark.parametrize("shard", SHARDS)
+def test_a_kill_after_a_failure(stages: Iterator[Stage], shard: int) -> None:
+    """While the session puts in order what is left."""
+    hits = 0
+    for fault in operations("EIO", shard):
+        fault.killed_after = 1 + fault.at * 7 % 11
+        stage = next(stages)
+        with suppress(Killed, VmfsError):
+            stage.ingest(CrashPosix(stage.medium, fault))
+        hits += fault.hit
+        after = stage.cut_power("after") if fault.at % 2 else stage
+        ids = after.check(may_have_more=True)
+        after.recover(ids, fresh_cache=bool(fault.at % 3), litter=True)
     assert hits
 
 
@@ -226,14 +267,19 @@ def test_a_power_cut(stages: Iterator[Stage], survivors: str, shard: int) -> Non
 
 
 @pytest.mark.parametrize("shard", SHARDS)
-def test_a_power_cut_after_a_kill(stages: Iterator[Stage], shard: int) -> None:
+@pytest.mark.parametrize("which", ["stages", "new_stages"])
+def test_a_power_cut_after_a_kill(request: pytest.FixtureRequest, which: str, shard: int) -> None:
     """What a killed session left unsynced is no ground for the next one to build on."""
+    stages: Iterator[Stage] = request.getfixturevalue(which)
     for fault in operations("kill", shard):
         stage = next(stages)
         with suppress(Killed):
             stage.ingest(CrashPosix(stage.medium, fault))
+        made = set(stage.scene.contents)
         with suppress(Killed):
-            stage.ingest(CrashPosix(stage.medium, Fault("kill", fault.at // 2 + 12)))
+            # Every other one comes to its end.
+            again = Fault("kill", fault.at // 2 + 12 if fault.at // len(SHARDS) % 2 else 1 << 20)
+            made.add(stage.ingest(CrashPosix(stage.medium, again)))
         after = stage.cut_power("after")
         with open_at(after.root, after.cache) as repository:
             ids = repository.point_ids()
@@ -241,7 +287,7 @@ def test_a_power_cut_after_a_kill(stages: Iterator[Stage], shard: int) -> None:
                 repository, {known: stage.scene.contents.get(known, stage.scene.next) for known in ids}
             )
             check_sound(repository)
-            assert set(stage.scene.contents) <= set(ids)
+            assert made <= set(ids)
 
 
 def create(top: Path, place: Path, posix: CrashPosix) -> None:

@@ -125,7 +125,7 @@ class Forger:
 
 
 def data_pack(repository: Repository) -> tuple[bytes, list[pack.Entry]]:
-    """Content and entries of the pack that holds the first chunk of the first point; its entry comes first."""
+    """Content and entries of the pack with the first chunk of the first point; its entry comes first."""
     manifest = repository.load_point(repository.point_ids()[0]).manifest
     (chunk_id,) = repository.open_disk(manifest.disks[0]).chunk_ids(0, 1)
     assert chunk_id

@@ -59,6 +59,8 @@ class LocalStore:
                 # An init that died may have made it; if others did, it may be in a place that we cannot read.
                 with suppress(OSError):
                     self._posix.fsync_directory(self.root.parent)
+            elif not self.root.parent.is_dir():
+                raise StoreError(f"{self.root.parent} does not exist; make it, or mount what should be there")
             else:
                 self._posix.mkdir(self.root)
                 self._posix.fsync_directory(self.root.parent)
