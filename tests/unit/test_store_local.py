@@ -221,7 +221,7 @@ def test_prepare(tmp_path: Path) -> None:
         ("full", "is not empty; a repository starts in an empty directory"),
         ("file", "is not a directory; choose another place"),
         ("dangling", "is not a directory; choose another place"),
-        ("none/below", "is missing"),
+        ("none/below", "does not exist; make it"),
     ):
         with pytest.raises(StoreError, match=message):
             LocalStore(tmp_path / name).prepare()
