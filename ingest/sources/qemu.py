@@ -57,10 +57,10 @@ _MAX_CLUSTER_BITS = 21
 _MAX_REFERENCE_TABLE = 8 << 20
 
 # The shell outlives us just long enough to end qemu-nbd: its `read` returns when our end of the pipe is
-# closed, which the kernel does however we die. Nothing milder than SIGKILL will do, for qemu-nbd loses it while
-# it starts; the image is only read. Nor would PR_SET_PDEATHSIG, as it fires when the *thread* that started the
-# child ends. The listening socket comes as descriptor 1 and is handed on as systemd does; when qemu-nbd is
-# gone nobody holds it, and our connection breaks instead of waiting for ever.
+# closed, which the kernel does however we die. Nothing milder than SIGKILL will do, for qemu-nbd loses it
+# while it starts; the image is only read. Nor would PR_SET_PDEATHSIG, as it fires when the *thread* that
+# started the child ends. The listening socket comes as descriptor 1 and is handed on as systemd does; when
+# qemu-nbd is gone nobody holds it, and our connection breaks instead of waiting for ever.
 _SUPERVISOR = """\
 sh -c 'LISTEN_PID=$$ exec qemu-nbd "$@"' sh "$@" 3>&1 >/dev/null &
 exec >&-
