@@ -23,8 +23,8 @@ SECRET = Passphrase(b"correct horse")
 SIZE = 64 << 40
 PLACES = {0: 100, (5 << 40) + 12345 * 512: CHUNK, (37 << 40) - 512: 1024, SIZE - 512: 512}
 """Where something is written, and how many bytes."""
-LIMIT = 15.0
-"""Seconds for a backup, on a machine that has other things to do too."""
+LIMIT = 120.0
+"""Seconds for a backup on a machine that is busy; to read the disk would take hours."""
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -75,11 +74,9 @@ def test_relative_paths(filled: Repository, place: Path, tmp_path: Path) -> None
 
 def test_output_pipe_is_not_kept_open(filled: Repository, place: Path) -> None:
     """Whoever reads the output of the command sees its end, though the mount goes on."""
-    began = time.monotonic()
     words = command(filled, "mount", filled.store.url, place)
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30, check=True)
     assert done.stdout == b""
-    assert time.monotonic() - began < 20
     assert is_mounted(place)
 
 
