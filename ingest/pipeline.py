@@ -27,8 +27,14 @@ from vmfs.repo.diskmap import EMPTY, Map
 from vmfs.repo.repository import Point, Repository
 from vmfs.repo.session import Stored, WriteSession
 
-_BATCH = 2 << 20
+_BATCH = 4 << 20
 """Bytes a worker takes at once."""
+
+
+def default_workers() -> int:
+    """One processor is left to the uploads and to the thread that hands out the work; more threads than that
+    only wait for the interpreter's lock."""
+    return max(2, (os.cpu_count() or 1) - 1)
 
 
 class PlannedDisk(NamedTuple):
@@ -77,7 +83,7 @@ def ingest(
     fixed = time or datetime.now(UTC)
     with repository.write_session() as session:
         kept = [session.store_artifact(name, content) for name, content in (artifacts or {}).items()]
-        with _Workers(session, repository.chunk_size, workers or (os.cpu_count() or 1) + 1) as pool:
+        with _Workers(session, repository.chunk_size, workers or default_workers()) as pool:
             taken = tuple(_ingest_disk(session, pool, disk, progress) for disk in disks)
         incremental = any(disk.mode == "incremental" for disk in taken)
         manifest = Manifest(

@@ -82,6 +82,25 @@ class _Pack:
         return self.closed and not self.writing
 
 
+class _Nonces:
+    """Random nonces, drawn many at a time: each system call is a chance to lose the interpreter's lock, and
+    to wait for it."""
+
+    SIZE = 12
+    _DRAWN = 1 << 10
+
+    def __init__(self) -> None:
+        self._left: list[bytes] = []
+
+    def next(self) -> bytes:
+        while True:
+            try:
+                return self._left.pop()
+            except IndexError:
+                drawn = secrets.token_bytes(self.SIZE * self._DRAWN)
+                self._left += (drawn[at : at + self.SIZE] for at in range(0, len(drawn), self.SIZE))
+
+
 class WriteSession:
     """Use as a context manager: leaving without `commit` keeps the packs for the next try, and no point.
 
@@ -108,6 +127,7 @@ class WriteSession:
         self._lock = Lock()
         self._sealed = Condition(self._lock)
         """Told whenever a blob's bytes are in their place."""
+        self._nonces = _Nonces()
         self._index_lock = Lock()
         self._claimed: set[bytes] = set()
         self._memories: SimpleQueue[mmap] = SimpleQueue()
@@ -199,7 +219,7 @@ class WriteSession:
                     blob_id,
                     body,
                     epoch=self._epoch if kind is Kind.DATA else self._keys.metadata,
-                    nonce=secrets.token_bytes(12),
+                    nonce=self._nonces.next(),
                     repository_id=self._keys.repository_id,
                 )
         except BaseException as error:
