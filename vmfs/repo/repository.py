@@ -146,6 +146,7 @@ class Repository:
 
     def write_session(self) -> WriteSession:
         """A session that writes data in the newest epoch, after making use of what dead sessions left."""
+        self._warn_of_lost_packs()
         before = list(self.store.list(names.LEASES))
         # The one thing that is written with no lease in place.
         self.store.sweep(names.LEASES)
@@ -166,6 +167,19 @@ class Repository:
     def add_key(self, secret: Secret, *, label: str, cost: int = keyring.DEFAULT_COST) -> str:
         """Another way in; the new slot's id."""
         return keyring.add_slot(self.store, self.id, self.keys.master, secret, label=label, cost=cost)
+
+    def _warn_of_lost_packs(self) -> None:
+        """A chunk that is stored already is not stored again, even where it can no longer be read."""
+        stored = dict(self.store.list(names.PACKS))
+        indexed = {names.pack(digest): size for digest, size in self.index.packs().items()}
+        lost = [name for name, size in indexed.items() if stored.get(name) != size]
+        if lost:
+            log.warning(
+                "missing or cut short: %s%s; new restore points will share that damage: see 'vmfs verify', "
+                "and the chapter on damage in docs/operations.md",
+                min(lost),
+                f" and {len(lost) - 1} more packs" if len(lost) > 1 else "",
+            )
 
     def _newest_epoch(self) -> Epoch:
         stored = sorted(name for name, _ in self.store.list(names.EPOCHS) if names.epoch_id(name))
