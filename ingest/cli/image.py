@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -115,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
             opened=opened,
         )
         bars = opened.enter_context(ProgressBars(quiet=args.quiet or args.json))
+        # What was imported stays: the collector need not go through it again and again, with all threads waiting.
+        gc.freeze()
         point = ingest(
             repository,
             Vm(name=args.vm, id=args.vm),

@@ -6,7 +6,6 @@ Exit status: 0 done, 1 failed, 2 usage, 3 integrity, 128 + n ended by signal n.
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib
 import io
 import logging
@@ -82,8 +81,6 @@ class Program:
             signal.signal(signal.SIGTERM, _terminate)
             args.program = self
             keep_freed_memory()
-            # What was imported stays: not worth going through again and again.
-            gc.freeze()
             status: int = args.run(args)
             sys.stdout.flush()
             return status
