@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
             opened=opened,
         )
         bars = opened.enter_context(ProgressBars(quiet=args.quiet or args.json))
-        # What was imported stays: the collector need not go through it again and again, with all threads waiting.
+        # What was imported stays: the collector need not look at it again, with all threads waiting.
         gc.freeze()
         point = ingest(
             repository,

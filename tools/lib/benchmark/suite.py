@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Suite:
     def prepare(self) -> None:
         say("copying the image")
         output(["cp", "--sparse=always", self.base, self.disk])
+        # Or whoever comes first shares the disk with what is still being written.
+        os.sync()
 
     # Backing up.
 
@@ -60,6 +63,7 @@ class Suite:
             self.results.add("image read", "dd", read_image(self.disk).seconds)
             for contender in self.turns(number):
                 contender.create()
+                os.sync()
                 reads.warm(self.disk)
                 self.results.add_cost("full", contender.name, contender.ingest(self.disk))
                 self.results.add("repository", contender.name, contender.size())
