@@ -15,6 +15,10 @@ from vmfs.fs.helpers import Helpers
 Key = tuple[str, int]
 """A disk, and the number of a slot-sized piece of it."""
 
+# A sequential reader goes round in as many slots: more than the window that is fetched ahead, few enough for
+# the processor's caches.
+_ROUND = 16
+
 
 @dataclass(slots=True, eq=False)
 class _Slot:
@@ -36,10 +40,10 @@ class Slots:
     def __init__(self, helpers: Helpers, lost: Callable[[], None]) -> None:
         self._helpers = helpers
         self._lost = lost
-        self._free = list(range(helpers.slots))
-        # Read to the end, last one last. They are used again first: what was just read is in the processor's
-        # caches, and memory that is never needed is never touched.
-        self._spent: dict[_Slot, None] = {}
+        self._free = dict.fromkeys(range(helpers.slots))
+        # By number, read to the end, last one last. They are used again first: what was just read is in the
+        # processor's caches, and memory that is never needed is never touched.
+        self._spent: dict[int, _Slot] = {}
         # Least recently used first.
         self._slots: OrderedDict[Key, _Slot] = OrderedDict()
         self._loading: dict[int, _Slot] = {}
@@ -71,7 +75,6 @@ class Slots:
         size = self._helpers.slot_size
         end = offset + length
         used: list[_Slot] = []
-        parts: list[memoryview] = []
         try:
             for piece in range(offset // size, -(-end // size)):
                 slot = self._slots.get((disk, piece))
@@ -87,15 +90,27 @@ class Slots:
                 if slot.key in self._slots:
                     self._slots.move_to_end(slot.key)
                 base = slot.key[1] * size
-                start, stop = max(offset - base, 0), min(end - base, size)
-                parts.append(self._helpers.view(slot.number, start, stop))
-                slot.left -= stop - start
+                slot.left -= min(end - base, size) - max(offset - base, 0)
                 if slot.left <= 0:
-                    self._spent[slot] = None
+                    self._spent[slot.number] = slot
+            return self._view(used, offset % size, length)
         finally:
             for slot in used:
                 slot.readers -= 1
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _view(self, used: Sequence[_Slot], start: int, length: int) -> bytes | memoryview:
+        """`length` bytes from byte `start` of the first of the slots on."""
+        first = used[0].number
+        if all(slot.number == first + place for place, slot in enumerate(used)):
+            return self._helpers.view(first, start, start + length)
+        size = self._helpers.slot_size
+        parts = []
+        for slot in used:
+            stop = min(start + length, size)
+            parts.append(self._helpers.view(slot.number, start, stop))
+            length -= stop - start
+            start = 0
+        return b"".join(parts)
 
     async def run(self) -> None:
         """The background task that takes the helpers' answers; ends by being cancelled, or without them."""
@@ -139,29 +154,45 @@ class Slots:
         return True
 
     def _begin(self, key: Key, ids: Sequence[bytes | None]) -> bool:
-        number = self._take()
+        number = self._take(self._after(key))
         if number is None:
             return False
         if not self._helpers.request(number, ids):
-            self._free.append(number)
+            self._free[number] = None
             return False
         self._slots[key] = self._loading[number] = _Slot(number, key, self._helpers.slot_size)
         return True
 
-    def _take(self) -> int | None:
-        """A slot to fill: one that was read to its end, a free one, or the one not used for longest."""
-        for slot in reversed(self._spent):
+    def _after(self, key: Key) -> int | None:
+        """The slot that is best for this piece: side by side with the piece before it, so that a read of both
+        is one view and no copy. The kernel's requests seldom begin where pieces do."""
+        disk, piece = key
+        before = self._slots.get((disk, piece - 1))
+        if before is None:
+            return None
+        number = before.number + 1
+        return number if number % _ROUND else number - _ROUND
+
+    def _take(self, wanted: int | None) -> int | None:
+        """A slot to fill: the wanted one if it can be had, one that was read to its end, a free one, or the
+        one not used for longest."""
+        if wanted in self._free:
+            del self._free[wanted]
+            return wanted
+        if wanted in self._spent and self._spent[wanted].readers == 0:
+            return self._withdraw(self._spent[wanted])
+        for slot in reversed(self._spent.values()):
             if slot.readers == 0:
                 return self._withdraw(slot)
         if self._free:
-            return self._free.pop()
+            return self._free.popitem()[0]
         for slot in self._slots.values():
             if slot.readers == 0 and slot.number not in self._loading:
                 return self._withdraw(slot)
         return None
 
     def _withdraw(self, slot: _Slot) -> int:
-        self._spent.pop(slot, None)
+        self._spent.pop(slot.number, None)
         del self._slots[slot.key]
         return slot.number
 
@@ -172,4 +203,4 @@ class Slots:
         self._awaited -= slot.awaited
         if not filled:
             del self._slots[slot.key]
-            self._free.append(slot.number)
+            self._free[slot.number] = None
