@@ -21,10 +21,12 @@ Content = dict[int, bytes]
 
 
 class Nodes:
-    """Where nodes are kept: content-addressed, with every store and load counted."""
+    """Where nodes are kept: content-addressed, with every store and load counted. As in a write session, what
+    was just stored cannot be loaded before the write is over."""
 
     def __init__(self) -> None:
         self.kept: dict[bytes, bytes] = {}
+        self.pending: dict[bytes, bytes] = {}
         self.stored: list[bytes] = []
         self.loaded = 0
 
@@ -35,7 +37,7 @@ class Nodes:
     def store(self, content: bytes) -> bytes:
         node_id = blake3(content).digest()
         assert content != node.EMPTY, "an empty node has no place in a map"
-        self.kept[node_id] = content
+        self.pending[node_id] = content
         self.stored.append(node_id)
         return node_id
 
@@ -46,7 +48,10 @@ class Nodes:
                 writer.set(change.first, change.chunk)
             else:
                 writer.clear(change.first, change.last)
-        return writer.finish()
+        written = writer.finish()
+        self.kept |= self.pending
+        self.pending.clear()
+        return written
 
     def below(self, root: bytes | None, level: int) -> set[bytes]:
         """Ids of all nodes of a map."""

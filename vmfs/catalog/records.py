@@ -1,7 +1,7 @@
 """From a manifest to the rows that stand for it.
 
-A manifest comes from whoever holds the key, and its parser lets descriptive fields through as they are; a
-database is stricter. So everything is checked here, before it could make a whole sync fail.
+A manifest comes from whoever holds the key, and may hold text that a database does not take. So everything is
+checked here, before one point could make a whole sync fail.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import lz4.block
 
 from vmfs.format import VERSION, aead
+from vmfs.format.aead import Buffer
 from vmfs.format.errors import AuthenticationError, ContentError, LengthError, MagicError, VersionError
 from vmfs.format.keys import METADATA_EPOCH, Epoch, Kind, blob_key
 
@@ -35,8 +36,6 @@ HEADER = struct.Struct("<4sBBBB8s32sII12s")
 OVERHEAD = HEADER.size + aead.TAG_SIZE
 MAX_PLAIN = 4 << 20
 """Bytes. Chunks are at most this, and so is every blob: it bounds what a reader must ever allocate."""
-
-Buffer = bytes | bytearray | memoryview
 
 
 class Codec(IntEnum):

@@ -37,7 +37,8 @@ def decode(name: str, data: bytes, keys: Keys) -> SignedManifest:
     plain = sealed.unseal(SealedType.POINT, name, data, keys)
     if len(plain) < _SIGNED:
         raise LengthError(f"{name} is too short to be signed")
-    signer, signature, body = plain[:32], plain[32:_SIGNED], plain[_SIGNED:]
+    signer, signature = plain[: signing.PUBLIC_SIZE], plain[signing.PUBLIC_SIZE : _SIGNED]
+    body = plain[_SIGNED:]
     if not signing.provider.verify(signer, _message(name, body, keys), signature):
         raise AuthenticationError(f"{name} does not carry a valid signature")
     return SignedManifest(signer, Manifest.from_bytes(body))

@@ -1,1 +1,2 @@
-"""What the objects mean together: open, write session, read, index, leases, verify."""
+"""What the objects mean together: open, write session, read, export, index, leases, verify,
+rebuild."""

@@ -94,9 +94,6 @@ class MapWriter:
         if self._shrunk:
             self.clear(self._chunks, node.FANOUT ** (self._top + 1))
         self._close(self._top)
-        if self._shrunk:
-            # Whole branches may have been cut off unseen.
-            self._count = count_chunks(self._load, self._root, self._top)
         return Map(self._root, self._size, self._count * self._chunk_size)
 
     def _resize(self, root: bytes | None, top: int) -> bytes | None:
@@ -105,6 +102,10 @@ class MapWriter:
         for _ in range(self._top, top):
             if root is not None:
                 root = node.child(self._load(root), 0)
+        if top > self._top:
+            # Branches were cut off unseen. Counted now, while all nodes are the parent's: new ones cannot be
+            # loaded yet.
+            self._count = count_chunks(self._load, root, self._top)
         if root is None or top >= self._top:
             return root
         for level in range(top + 1, self._top + 1):
@@ -154,7 +155,11 @@ class MapWriter:
     def _clear(self, level: int, first: int, last: int) -> None:
         """Null the children [first, last) of nodes of `level`; whole nodes are nulled in their parents."""
         while first < last:
-            if level < self._top and first % node.FANOUT == 0 and last - first >= node.FANOUT:
+            opened = self._open[level]
+            # An open node may be new, and new ones cannot be loaded to be counted: it is emptied itself.
+            open_here = opened is not None and opened.index == first >> node.BITS
+            whole_nodes = first % node.FANOUT == 0 and last - first >= node.FANOUT
+            if level < self._top and whole_nodes and not open_here:
                 self._close(level)
                 whole = (last - first) >> node.BITS
                 self._clear(level + 1, first >> node.BITS, (first >> node.BITS) + whole)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from vmfs.errors import IntegrityError, StoreError
+from vmfs.errors import IntegrityError, ObjectMissingError, StoreError
 from vmfs.format import index, pack
 from vmfs.format.keys import Keys
 from vmfs.repo import names
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _STATE = "state.json"
 _MERGE_FAN_IN = 32
+_ROWS = 1 << 18
+"""Entries of directories after which an index is made of them: bounds the memory."""
 _GROWTH = 4
 """Each file is at least so many times larger than the next: a few files, and few rewrites of each row."""
 
@@ -129,7 +131,9 @@ class ChunkIndex:
                 # The cache was lost or cleared while it was in use.
                 self._sync()
                 return
-            state.add(write(self._directory, data), {name})
+            # Another process that shares the cache may have seen it in the store already.
+            if name not in state.covered():
+                state.add(write(self._directory, data), {name})
             try:
                 self._compact(state)
             except IntegrityError:
@@ -138,6 +142,12 @@ class ChunkIndex:
             state.save()
             self._reopen(state)
             state.remove_unused()
+
+    def clear(self) -> None:
+        """Forget what the cache holds; the next `sync` brings it back."""
+        with self._locked():
+            # Without its table of contents it counts as empty; the files are removed by that sync.
+            (self._directory / _STATE).unlink(missing_ok=True)
 
     def unindexed_packs(self) -> list[tuple[str, int]]:
         """(object name, size) of packs in the store that no index covers."""
@@ -149,19 +159,12 @@ class ChunkIndex:
         ]
 
     def from_directories(self, packs: Iterable[tuple[str, int]]) -> bytes | None:
-        """An index made from the packs' own directories, None if there is nothing to index. A pack that
-        cannot be read is left out with a warning."""
-        table: list[index.PackRef] = []
-        rows: list[bytes] = []
-        for name, size in packs:
-            try:
-                entries = read_directory(self._store, name, size, self._keys)
-            except IntegrityError as error:
-                log.warning("%s is left out: %s", name, error)
-                continue
-            rows += (make_row(e.id, len(table), e.offset, e.length) for e in entries)
-            table.append(index.PackRef(bytes.fromhex(name.rsplit("/", 1)[1]), size))
-        return index.encode(table, unique_sorted(rows), self._keys) if table else None
+        """See `index_from_directories`. A pack that cannot be read is left out with a warning."""
+        unreadable: dict[str, str] = {}
+        made = index_from_directories(self._store, packs, self._keys, unreadable)
+        for name, problem in unreadable.items():
+            log.warning("%s is left out: %s", name, problem)
+        return made
 
     def _take_in(self, name: str, state: _State) -> None:
         try:
@@ -170,15 +173,24 @@ class ChunkIndex:
             log.warning("%s: %s; using the directories of the packs instead", name, error)
             self.damaged[name] = str(error)
             return
+        except ObjectMissingError:
+            # Replaced by a rebuild since it was listed.
+            return
         state.add(write(self._directory, data), {name})
         if len(state.segments) > _MERGE_FAN_IN:
             self._compact(state)
 
     def _make_up(self, state: _State) -> None:
         self._reopen(state)
-        if data := self.from_directories(self.unindexed_packs()):
+        files: list[str] = []
+        rest = iter(self.unindexed_packs())
+        while data := self.from_directories(rest):
+            files.append(write(self._directory, data))
+            if len(files) == _MERGE_FAN_IN:
+                files = [merge(self._directory, files, self._keys)]
+        if files:
             # It covers nothing: the damage is to be noticed again at the next opening.
-            state.add(write(self._directory, data), set())
+            state.add(merge(self._directory, files, self._keys), set())
 
     def _compact(self, state: _State) -> None:
         """Merge from the small end until each file is _GROWTH times the next."""
@@ -279,6 +291,29 @@ def load_index(store: Store, name: str, keys: Keys) -> bytes:
         raise IntegrityError("it is not what its name says")
     index.check(data, keys)
     return data
+
+
+def index_from_directories(
+    store: Store, packs: Iterable[tuple[str, int]], keys: Keys, unreadable: dict[str, str]
+) -> bytes | None:
+    """An index made from the own directories of the packs, (name, size) each; None if there is nothing to
+    index. It ends at what is enough for one: with an iterator, call again for the rest. What cannot be read
+    is left out and entered in `unreadable`, with the reason."""
+    table: list[index.PackRef] = []
+    rows: list[bytes] = []
+    for name, size in packs:
+        try:
+            entries = read_directory(store, name, size, keys)
+        except ObjectMissingError:
+            continue
+        except IntegrityError as error:
+            unreadable[name] = str(error)
+            continue
+        rows += (make_row(entry.id, len(table), entry.offset, entry.length) for entry in entries)
+        table.append(index.PackRef(bytes.fromhex(name.rsplit("/", 1)[1]), size))
+        if len(rows) >= _ROWS:
+            break
+    return index.encode(table, unique_sorted(rows), keys) if table else None
 
 
 def read_directory(store: Store, name: str, size: int, keys: Keys) -> list[pack.Entry]:

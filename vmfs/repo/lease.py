@@ -141,9 +141,12 @@ class Lease:
 def read_lease(store: Store, name: str, keys: Keys) -> LeaseInfo:
     """Raises IntegrityError, ObjectMissingError."""
     try:
-        return LeaseInfo(**json.loads(sealed.unseal(SealedType.LEASE, name, store.get(name), keys)))
-    except (ValueError, TypeError) as error:
+        info = LeaseInfo(**json.loads(sealed.unseal(SealedType.LEASE, name, store.get(name), keys)))
+        # Here and not when it is used: whoever clears away dead leases must not fall over one of them.
+        info.alive(store.now())
+    except (ValueError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{name} makes no sense: {error}") from error
+    return info
 
 
 def clear_dead(store: Store, keys: Keys) -> list[str]:

@@ -11,12 +11,9 @@ from blake3 import blake3
 from vmfs.errors import IntegrityError, ObjectExistsError, ObjectMissingError, VersionError
 from vmfs.format import index
 from vmfs.repo import names
-from vmfs.repo.index import load_index, read_directory
+from vmfs.repo.index import index_from_directories, load_index
 from vmfs.repo.repository import Repository
-from vmfs.repo.segment import make_row, unique_sorted
-
-_ROWS = 1 << 18
-"""Entries after which an index object is written: bounds the memory."""
+from vmfs.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +39,7 @@ def rebuild_index(repository: Repository) -> RebuiltIndex:
             indexed, replaced, unreadable = _repair(repository)
     else:
         indexed, replaced, unreadable = 0, [], {}
-    # Without its table of contents the local cache counts as empty; what it held is removed by the next sync.
-    for contents in (repository.cache_dir / "index").glob("*.json"):
-        contents.unlink(missing_ok=True)
+    repository.index.clear()
     repository.refresh()
     unreadable |= repository.index.damaged
     packs = repository.index.packs()
@@ -61,25 +56,11 @@ def _repair(repository: Repository) -> tuple[int, list[str], dict[str, str]]:
         if name not in covered and names.pack_digest(name)
     ]
     remade: set[str] = set()
-    table: list[index.PackRef] = []
-    rows: list[bytes] = []
     indexed = 0
-    for name, size in missing:
-        try:
-            entries = read_directory(store, name, size, repository.keys)
-        except ObjectMissingError:
-            continue
-        except IntegrityError as error:
-            unreadable[name] = str(error)
-            continue
-        rows += (make_row(entry.id, len(table), entry.offset, entry.length) for entry in entries)
-        table.append(index.PackRef(bytes.fromhex(name.rsplit("/", 1)[1]), size))
-        indexed += 1
-        if len(rows) >= _ROWS:
-            remade.add(_put(repository, table, rows, damaged))
-            table, rows = [], []
-    if table:
-        remade.add(_put(repository, table, rows, damaged))
+    rest = iter(missing)
+    while data := index_from_directories(store, rest, repository.keys, unreadable):
+        remade.add(_put(store, data, damaged))
+        indexed += index.parse_header(data, len(data)).packs
     if any(name in unreadable for name, _ in missing):
         return indexed, [], unreadable | damaged
     for name in damaged.keys() - remade:
@@ -108,14 +89,11 @@ def _look_through(repository: Repository) -> tuple[set[str], dict[str, str], dic
     return covered, damaged, later
 
 
-def _put(
-    repository: Repository, table: list[index.PackRef], rows: list[bytes], damaged: Mapping[str, str]
-) -> str:
+def _put(store: Store, data: bytes, damaged: Mapping[str, str]) -> str:
     """The name of the index object, which may be that of a damaged one in whose place it comes."""
-    data = index.encode(table, unique_sorted(rows), repository.keys)
     name = names.index(blake3(data).digest())
     if name in damaged:
-        repository.store.delete(name)
+        store.delete(name)
     with suppress(ObjectExistsError):
-        repository.store.put(name, [data])
+        store.put(name, [data])
     return name

@@ -172,12 +172,21 @@ class WriteSession:
             if blob_id in self._claimed:
                 return Stored(blob_id, False, 0)
             self._claimed.add(blob_id)
-        body = blob.make_body(plain)
-        self._append(kind, blob_id, body)
+        try:
+            body = blob.make_body(plain)
+            self._append(kind, blob_id, body)
+        except BaseException as error:
+            # It is claimed and not there, and its place in a pack may hold no blob: that pack must never be
+            # stored, nobody wait for it, and no point rely on the claim.
+            with self._sealed:
+                self._error = self._error or error
+                self._sealed.notify_all()
+            raise
         return Stored(blob_id, True, body.length)
 
     def store_artifact(self, name: str, content: bytes) -> Artifact:
-        """Keep a small file beside the disks. Raises UsageError for a name or size that cannot be."""
+        """Keep a small file beside the disks. Raises UsageError for a name that cannot be, VmfsError for too
+        large a file."""
         check_name("artifact", name)
         if len(content) > blob.MAX_PLAIN:
             raise VmfsError(f"{name} is {len(content)} bytes; an artifact has at most {blob.MAX_PLAIN}")
@@ -211,23 +220,16 @@ class WriteSession:
     def _append(self, kind: Kind, blob_id: bytes, body: blob.Body) -> None:
         lane = Kind.DATA if kind is Kind.DATA else Kind.NODE
         filling, place = self._reserve(lane, kind, blob_id, body.length)
-        try:
-            with place:
-                blob.seal_into(
-                    place,
-                    kind,
-                    blob_id,
-                    body,
-                    epoch=self._epoch if kind is Kind.DATA else self._keys.metadata,
-                    nonce=self._nonces.next(),
-                    repository_id=self._keys.repository_id,
-                )
-        except BaseException as error:
-            # Its place holds no blob: this pack must never be stored, and nobody wait for it.
-            with self._sealed:
-                self._error = self._error or error
-                self._sealed.notify_all()
-            raise
+        with place:
+            blob.seal_into(
+                place,
+                kind,
+                blob_id,
+                body,
+                epoch=self._epoch if kind is Kind.DATA else self._keys.metadata,
+                nonce=self._nonces.next(),
+                repository_id=self._keys.repository_id,
+            )
         with self._sealed:
             filling.writing -= 1
             nodes_ready = filling.ready and lane is Kind.NODE
@@ -336,6 +338,7 @@ class WriteSession:
         orphans = self._index.unindexed_packs()
         for prefix in {name.rpartition("/")[0] for name, _ in orphans}:
             self._store.settle(prefix)
-        if orphans and (data := self._index.from_directories(orphans)):
+        rest = iter(orphans)
+        while data := self._index.from_directories(rest):
             self._put_index(data)
         return len(orphans)

@@ -29,6 +29,9 @@ from vmfs.repo.segment import Location
 Progress = Callable[[str, int, int], None]
 """(what, done, total)"""
 
+_THREADS = min(8, os.cpu_count() or 1)
+"""Each holds a whole pack: bounds the memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -149,6 +152,9 @@ class _Verifier:
         for name, _ in sorted(self._store.list(names.INDEX)):
             try:
                 self._check_index(name, load_index(self._store, name, self._keys))
+            except ObjectMissingError:
+                # Replaced meanwhile by a rebuild.
+                continue
             except IntegrityError as error:
                 self._found(name, f"{error}; 'vmfs rebuild' replaces it")
                 self._index_complete = False
@@ -233,7 +239,7 @@ class _Verifier:
                 break
             chosen.append((digest, size))
             planned += size
-        with ThreadPoolExecutor(os.cpu_count()) as executor:
+        with ThreadPoolExecutor(_THREADS) as executor:
             for size in executor.map(lambda item: self._check_pack_data(*item), chosen):
                 self._report.bytes_read += size
                 self._progress("packs", self._report.bytes_read, planned)

@@ -19,7 +19,8 @@ from pathlib import Path
 from threading import Lock
 
 from vmfs.errors import ObjectExistsError, ObjectMissingError, StoreError
-from vmfs.store.posix import Buffer, Posix
+from vmfs.store.base import Buffer
+from vmfs.store.posix import Posix
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
@@ -190,7 +191,8 @@ class LocalStore:
                 name = f"{prefix}/{entry.name}"
                 if entry.is_dir():
                     yield from self._walk(Path(entry.path), name)
-                else:
+                # Anything else is no object, and reading a pipe would wait for ever.
+                elif entry.is_file():
                     # Whoever lists may be overtaken by a delete.
                     with suppress(FileNotFoundError):
                         yield name, entry.stat().st_size

@@ -11,7 +11,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-Buffer = bytes | bytearray | memoryview
+from vmfs.store.base import Buffer
+
 _IOV_MAX = 1024
 _BLOCK = 4096
 _DIRECT_FROM = 1 << 20
