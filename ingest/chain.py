@@ -31,9 +31,13 @@ class Parent(NamedTuple):
     resized: frozenset[str]
 
 
-def find_parent(repository: Repository, newest_first: Iterable[str], bitmap: str) -> Parent | None:
+def find_parent(
+    repository: Repository, newest_first: Iterable[str], bitmap: str, *, damaged: Iterable[str] = ()
+) -> Parent | None:
     """The point that `bitmap` tells the changes since; None when the VM has no point yet. Raises BitmapError
-    when its points record checkpoints, and none of that name."""
+    when the newest point records a checkpoint, and no point one of that name; and when a damaged point may
+    be the newest, which the bitmap was begun with. `damaged` are the ids of points whose VM is not known."""
+    unread = list(damaged)
     newest: Point | None = None
     sizes: dict[str, set[int]] = {}
     for point_id in newest_first:
@@ -41,6 +45,7 @@ def find_parent(repository: Repository, newest_first: Iterable[str], bitmap: str
             point = repository.load_point(point_id)
         except IntegrityError as error:
             log.warning("restore point %s cannot be a parent: %s", point_id, error)
+            unread.append(point_id)
             continue
         checkpoints = {disk.checkpoint for disk in point.manifest.disks}
         for disk in point.manifest.disks:
@@ -52,6 +57,12 @@ def find_parent(repository: Repository, newest_first: Iterable[str], bitmap: str
         raise BitmapError(
             f"no restore point of this VM was taken at checkpoint {bitmap!a}, so its bitmap cannot be used; "
             "name another one, or use --full"
+        )
+    # Ids ascend with the time of their making.
+    if newest and (later := [point_id for point_id in unread if point_id > newest.id]):
+        raise BitmapError(
+            f"restore point {max(later)} is damaged and may be the one that bitmap {bitmap!a} was begun "
+            "with; use --full"
         )
     return Parent(newest, frozenset()) if newest else None
 

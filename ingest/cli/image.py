@@ -25,13 +25,14 @@ log = logging.getLogger(__name__)
 
 
 def register(subparsers: Any) -> None:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    parser = common.add_repository_command(
+        subparsers,
         "image",
+        run,
         help="back up disk images, block devices and NBD exports",
         description="Back up disks as a new restore point of a VM. All of a disk is read, and only what the "
         "repository does not have is stored; with --bitmap, only what changed is read.",
     )
-    common.add_repository_argument(parser, many_follow=True)
     parser.add_argument(
         "disks",
         nargs="+",
@@ -78,8 +79,6 @@ def register(subparsers: Any) -> None:
         default="crash",
         help="how the guest's data was fixed when the disks were; default crash",
     )
-    common.add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,7 +99,12 @@ def run(args: argparse.Namespace) -> int:
         if args.bitmap:
             known = [point.id for point in catalog.points(args.vm) if point.engine is None]
             try:
-                parent = find_parent(repository, reversed(known), args.since or args.bitmap)
+                parent = find_parent(
+                    repository,
+                    reversed(known),
+                    args.since or args.bitmap,
+                    damaged=[point.id for point in catalog.damaged],
+                )
             except BitmapError as error:
                 if not args.heal:
                     raise

@@ -78,10 +78,23 @@ def test_a_checkpoint_that_no_point_has(site: Site) -> None:
     assert site.find("chk1") == Parent(newest, frozenset())
 
 
-def test_damaged_points_are_passed_over(site: Site) -> None:
+def test_a_damaged_point_that_may_be_the_newest(site: Site) -> None:
+    """The bitmap may have been begun with it, and knows nothing of what changed before."""
     older = site.point(None)
-    damage(site.repository, names.point(site.point(None).id))
-    assert site.find("b") == Parent(older, frozenset())
+    lost = site.point(None).id
+    damage(site.repository, names.point(lost))
+    with pytest.raises(BitmapError, match=rf"{lost} is damaged and may be the one that bitmap 'b'"):
+        site.find("b")
+    with pytest.raises(BitmapError, match="is damaged"):
+        find_parent(site.repository, [older.id], "b", damaged=[lost])
+    newest = site.point(None)
+    assert site.find("b") == Parent(newest, frozenset())
+
+
+def test_damaged_points_are_passed_over_in_search_of_a_checkpoint(site: Site) -> None:
+    older = site.point("chk")
+    damage(site.repository, names.point(site.point("other").id))
+    assert site.find("chk") == Parent(older, frozenset())
 
 
 def test_disks_that_were_resized_later(site: Site) -> None:
