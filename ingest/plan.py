@@ -24,9 +24,7 @@ class Run(NamedTuple):
 class Plan:
     """The runs of a disk, ascending. Held in 16 bytes a run, for a large disk may have millions."""
 
-    def __init__(
-        self, extents: Iterable[Extent], size: int, chunk_size: int, *, whole: bool = False
-    ) -> None:
+    def __init__(self, extents: Iterable[Extent], size: int, chunk_size: int, *, whole: bool = False) -> None:
         """`size` of the disk and `chunk_size` in bytes; `whole` says that the extents are all of the disk.
         Raises SourceError for extents that are not ascending or not inside the disk, and for a gap in those
         of a whole disk."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from types import TracebackType
-from typing import Self
 
 from ingest.nbd.address import Address
 from ingest.nbd.errors import Disconnected
@@ -68,14 +66,6 @@ class Stream:
 
     def close(self) -> None:
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _lost(self, error: OSError) -> Disconnected:
         if isinstance(error, BlockingIOError):

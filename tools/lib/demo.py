@@ -332,10 +332,8 @@ class Demo:
 
     def check_bytes_read(self, dirty: int) -> None:
         """The second point must have read what was dirty, and not the disk."""
-        points = json.loads(run("vmfs", "points", self.repository, "--json", show=False))
-        if isinstance(points, dict):
-            points = points["points"]
-        disks = [point["disks"][0] for point in points]
+        listed = json.loads(run("vmfs", "points", self.repository, "--json", show=False))
+        disks = [point["disks"][0] for point in listed["points"]]
         if len(disks) != 2:
             raise DemoError(f"two restore points were made, and {len(disks)} are listed")
         read = min(disk["bytes_read"] for disk in disks)

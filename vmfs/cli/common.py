@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,17 @@ def add_verbosity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def add_repository_argument(parser: argparse.ArgumentParser, *, many_follow: bool = False) -> None:
-    """REPO and all that opening it takes. With `many_follow`, any number of positional arguments come after
-    it, and `take_repository` must tell them apart."""
+def add_repository_command(
+    subparsers: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    prints_json: bool = True,
+    **texts: str,
+) -> argparse.ArgumentParser:
+    """A command on a repository: REPO, all that opening it takes, and --json. `texts` are help, description
+    and epilog. A command that takes positional arguments after REPO needs `take_repository`."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(name, **texts)
     parser.add_argument(
         "repository",
         nargs="?",
@@ -49,13 +54,16 @@ def add_repository_argument(parser: argparse.ArgumentParser, *, many_follow: boo
         "--catalog", metavar="URL", help="database of the catalog; default SQLite in the cache"
     )
     add_verbosity(parser)
-    parser.set_defaults(many_follow=many_follow)
+    if prints_json:
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+    return parser
 
 
 def take_repository(args: argparse.Namespace, rest: list[str]) -> list[str]:
     """The positional arguments after REPO, where REPO may have been left out because the environment or the
     configuration names it: then what argparse took for REPO is the first of them."""
-    if args.repository and not names_repository(args.repository) and _default_repository():
+    if args.repository and not names_repository(args.repository) and default_repository():
         rest = [args.repository, *rest]
         args.repository = None
     return rest
@@ -63,7 +71,7 @@ def take_repository(args: argparse.Namespace, rest: list[str]) -> list[str]:
 
 def repository_settings(args: argparse.Namespace) -> RepositorySettings:
     """Raises UsageError when no repository is named anywhere."""
-    name = args.repository or _default_repository()
+    name = args.repository or default_repository()
     if not name:
         raise UsageError("no repository; give REPO or set VMFS_REPOSITORY")
     return load_settings().find(name)
@@ -121,7 +129,8 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _default_repository() -> str | None:
+def default_repository() -> str | None:
+    """What stands for REPO where it is left out."""
     return os.environ.get("VMFS_REPOSITORY") or load_settings().default
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from vmfs.cli import common
 from vmfs.cli.checks import Check, machine
-from vmfs.cli.settings import load_settings
 from vmfs.cli.tables import printable
 from vmfs.errors import VmfsError
 from vmfs.repo.repository import default_cache_root
@@ -18,16 +16,15 @@ from vmfs.store import open_store
 
 
 def register(subparsers: Any) -> None:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    common.add_repository_command(
+        subparsers,
         "doctor",
+        run,
         help="check this machine, and a repository's state",
         description="Check what vmfs needs of this machine and, if REPO is given, that the repository can be "
         "opened and is in order; whether its data is whole is for vmfs verify. What is wrong is told with a "
         "remedy. The exit status is 1 if a check fails; warnings do not count.",
     )
-    common.add_repository_argument(parser)
-    common.add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _checks(args: argparse.Namespace) -> Iterator[Check]:
     yield from machine(common.cache_root(args) or default_cache_root())
-    if not (args.repository or os.environ.get("VMFS_REPOSITORY") or load_settings().default):
+    if not (args.repository or common.default_repository()):
         return
     # Late, for a doctor that can still speak where SQLAlchemy is what is missing.
     from vmfs.cli import repository_checks

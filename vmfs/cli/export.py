@@ -19,13 +19,14 @@ from vmfs.store import LocalStore
 
 
 def register(subparsers: Any) -> None:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    parser = common.add_repository_command(
+        subparsers,
         "export",
+        run,
         help="write a disk to a file",
         description="Write a disk of a restore point to a file or standard output. The file appears whole "
         "or not at all, readable by you only; a raw one has holes where the disk holds nothing.",
     )
-    common.add_repository_argument(parser, many_follow=True)
     parser.add_argument(
         "point",
         nargs="*",
@@ -38,8 +39,6 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--format", choices=FORMATS, default="raw", help="format of the file; default raw")
     parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
-    common.add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,13 +13,14 @@ from vmfs.store import open_store
 
 
 def register(subparsers: Any) -> None:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    parser = common.add_repository_command(
+        subparsers,
         "init",
+        run,
         help="make a repository",
         description="Make an encrypted repository in a directory that is empty or does not exist. "
         "Whoever loses every passphrase and key file of a repository loses what is in it.",
     )
-    common.add_repository_argument(parser)
     parser.add_argument(
         "--chunk-size",
         type=common.parse_size,
@@ -34,8 +35,6 @@ def register(subparsers: Any) -> None:
         metavar="N",
         help=f"scrypt cost of the passphrase, log2; default {DEFAULT_COST}: 128 MiB, half a second",
     )
-    common.add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -25,38 +25,37 @@ def register(subparsers: Any) -> None:
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    add = actions.add_parser(
+    add = common.add_repository_command(
+        actions,
         "add",
+        _add,
         help="add a passphrase or a key file",
         description="Add a key slot. The repository is opened with a key that it has.",
     )
-    common.add_repository_argument(add)
     add_secret_arguments(add, "new-", "the new")
     add.add_argument("--label", metavar="TEXT", default="", help="what to remember the key by")
     add.add_argument(
         "--kdf-cost", type=int, default=DEFAULT_COST, metavar="N", help=f"scrypt cost; default {DEFAULT_COST}"
     )
-    common.add_json(add)
-    add.set_defaults(run=_add)
 
-    remove = actions.add_parser(
+    remove = common.add_repository_command(
+        actions,
         "remove",
+        _remove,
+        prints_json=False,
         help="remove a key slot",
         description="Remove a key slot, so that its passphrase or key file opens the repository no more. "
         "Open the repository with another key: that shows that there is one.",
     )
-    common.add_repository_argument(remove)
     remove.add_argument("slot", nargs="?", metavar="SLOT", help="id of the key slot, or how it begins")
-    remove.set_defaults(run=_remove)
 
-    listing = actions.add_parser(
+    common.add_repository_command(
+        actions,
         "list",
+        _list,
         help="list the key slots",
         description="List the key slots. This needs no key, and shows what the slots say of themselves.",
     )
-    common.add_repository_argument(listing)
-    common.add_json(listing)
-    listing.set_defaults(run=_list)
 
 
 def _add(args: argparse.Namespace) -> int:

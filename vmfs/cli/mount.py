@@ -25,8 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def register(subparsers: Any) -> None:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    parser = common.add_repository_command(
+        subparsers,
         "mount",
+        run,
+        prints_json=False,
         help="show the restore points as files",
         description="Mount the repository, read-only. Every restore point is a directory VM/TIME with the "
         "raw disks, their partitions and what was kept with them; VM/latest is the newest. New points appear "
@@ -34,7 +37,6 @@ def register(subparsers: Any) -> None:
         epilog="To loop-mount a partition: mount -o ro,loop,noload MOUNTPOINT/VM/latest/volumes/DISK-p1.raw "
         "DIR; for XFS, norecovery,nouuid in place of noload.",
     )
-    common.add_repository_argument(parser)
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?", help="an empty directory")
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("--allow-other", action="store_true", help="let all users read the mount")
@@ -43,7 +45,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--log-file", metavar="FILE", help="log to FILE and not to syslog, when in the background"
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

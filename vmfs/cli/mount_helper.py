@@ -23,7 +23,7 @@ _IGNORED = frozenset((
     "strictatime", "nostrictatime", "lazytime", "nolazytime", "silent", "loud", "default_permissions",
 ))
 # fmt: on
-_IGNORED_PREFIXES = ("x-", "X-", "comment=", "comment", "fsname=", "subtype=")
+_IGNORED_PREFIXES = ("x-", "X-", "comment", "fsname=", "subtype=")
 _FLAGS = {"allow_other": "--allow-other", "verbose": "--verbose"}
 _VALUES = {
     "uid": "--uid",

@@ -13,16 +13,15 @@ from vmfs.cli.tables import format_table
 
 
 def register(subparsers: Any) -> None:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    parser = common.add_repository_command(
+        subparsers,
         "points",
+        run,
         help="list the restore points",
         description="List the restore points, oldest first. SIZE is that of the disks, READ what was read of "
         "them, STORED what the point added to the repository.",
     )
-    common.add_repository_argument(parser)
     parser.add_argument("--vm", metavar="NAME", help="only those of this VM; its name, id or a former name")
-    common.add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,16 +14,15 @@ from vmfs.repo.rebuild import rebuild_index
 
 
 def register(subparsers: Any) -> None:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    common.add_repository_command(
+        subparsers,
         "rebuild",
+        run,
         help="bring back catalog and index",
         description="Throw away the catalog and the local index and make both again from the repository. In "
         "the repository, packs that no index covers are indexed, and index objects that are damaged are "
         "replaced. The exit status is 3 if something in the repository cannot be read.",
     )
-    common.add_repository_argument(parser)
-    common.add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

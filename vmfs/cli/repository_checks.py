@@ -140,6 +140,6 @@ def _leftovers(store: Store) -> int:
     if not isinstance(store, LocalStore):
         return 0
     found = 0
-    for _, _, files in os.walk(Path(store.root)):
+    for _, _, files in os.walk(store.root):
         found += sum(file.startswith(_TEMPORARY) for file in files)
     return found

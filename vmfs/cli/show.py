@@ -16,17 +16,16 @@ from vmfs.repo.repository import Point
 
 
 def register(subparsers: Any) -> None:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    parser = common.add_repository_command(
+        subparsers,
         "show",
+        run,
         help="all about one restore point",
         description="Print what is known of a restore point: its VM, disks, and the files kept with it.",
     )
-    common.add_repository_argument(parser, many_follow=True)
     parser.add_argument(
         "point", nargs="*", metavar="POINT", help="a restore point: an id, a prefix, VM@latest, VM@TIME"
     )
-    common.add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,15 +16,14 @@ from vmfs.repo.statistics import Statistics, measure
 
 
 def register(subparsers: Any) -> None:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    common.add_repository_command(
+        subparsers,
         "stats",
+        run,
         help="how much is in the repository",
         description="Print how many restore points of which VMs there are, how much data they show, and how "
         "much the repository takes.",
     )
-    common.add_repository_argument(parser)
-    common.add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

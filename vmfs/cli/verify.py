@@ -16,13 +16,14 @@ _SHOWN_RANGES = 8
 
 
 def register(subparsers: Any) -> None:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+    parser = common.add_repository_command(
+        subparsers,
         "verify",
+        run,
         help="check that everything in the repository is whole",
         description="Check every object's structure and every restore point's map, or with --data every "
         "byte. Damage is told by object, restore point and range of the disk; the exit status is then 3.",
     )
-    common.add_repository_argument(parser, many_follow=True)
     parser.add_argument(
         "points",
         nargs="*",
@@ -38,8 +39,6 @@ def register(subparsers: Any) -> None:
         metavar="PERCENT",
         help="read every byte, or those of PERCENT of the packs, chosen at random",
     )
-    common.add_json(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

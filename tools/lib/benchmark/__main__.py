@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import signal
 import sys
@@ -12,6 +11,8 @@ import tempfile
 from pathlib import Path
 
 from qemu import QemuError
+
+from vmfs.cli.common import parse_size
 
 from . import points
 from .contenders import Borg, Contender, Restic, Vmfs, need
@@ -21,7 +22,6 @@ from .results import Results, machine_facts, table
 from .suite import Suite
 
 SECTIONS = ("full", "again", "incremental", "mounts", "doubled", "points")
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def main() -> int:
@@ -46,8 +46,8 @@ def parse() -> argparse.Namespace:
         "files. Writes bench.md and bench.json, and prints the table. Needs root and a quiet machine.",
     )
     parser.add_argument("--image", type=Path, help="take this raw image; else one is made")
-    parser.add_argument("--size", type=size, default=8 << 30, help="of the image to make; default 8G")
-    parser.add_argument("--data", type=size, default=5 << 30, help="files to put into it; default 5G")
+    parser.add_argument("--size", type=parse_size, default=8 << 30, help="of the image to make; default 8G")
+    parser.add_argument("--data", type=parse_size, default=5 << 30, help="files to put into it; default 5G")
     parser.add_argument(
         "--source",
         type=Path,
@@ -81,13 +81,6 @@ def parse() -> argparse.Namespace:
         help="points of restic and borg, which take about a second each to make; 0 for none; default 1000",
     )
     return parser.parse_args()
-
-
-def size(text: str) -> int:
-    match = re.fullmatch(r"(\d+)([KMGT]?)", text.upper())
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write one such as 8G")
-    return int(match[1]) * UNITS[match[2]]
 
 
 def sections(text: str) -> tuple[str, ...]:

@@ -89,25 +89,10 @@ def output(argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> 
 
 def peak_rss(pid: int) -> int:
     """Peak resident memory, bytes, of a process that is running."""
-    return _status_bytes(pid, "VmHWM")
-
-
-def current_rss(pid: int) -> int:
-    """Resident memory, bytes, of a process that is running."""
-    return _status_bytes(pid, "VmRSS")
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process that is running."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _status_bytes(pid: int, field: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
+        if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise BenchError(f"process {pid}: no {field} in its status")
+    raise BenchError(f"process {pid}: no VmHWM in its status")
 
 
 def tree_size(root: Path) -> int:
