@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from conftest import COST, SECRET
+
 from vmfs.catalog import Catalog
 from vmfs.format.manifest import Disk, Manifest, Vm
 from vmfs.repo.repository import Repository
-from vmfs.repo.secret import Passphrase
 from vmfs.repo.session import WriteSession
 from vmfs.store import LocalStore
 
 START = datetime(2026, 11, 20, 10, 0, 0, 500_000, tzinfo=UTC)
-SECRET = Passphrase(b"correct horse")
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Backups:
 def backups_in(directory: Path) -> Iterator[Backups]:
     root = directory / "repository"
     with (
-        Repository.create(LocalStore(root), SECRET, cost=10, cache_root=directory / "cache") as repository,
+        Repository.create(LocalStore(root), SECRET, cost=COST, cache_root=directory / "cache") as repository,
         repository.write_session() as session,
     ):
         yield Backups(repository, session, root)

@@ -12,8 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conftest import SECRET
+
 import ingest.cli.main
 import vmfs.cli.main
+from vmfs.repo.repository import Repository
+from vmfs.store import LocalStore
 
 PROGRAMS = {"vmfs": vmfs.cli.main.main, "vmfs-ingest": ingest.cli.main.main}
 
@@ -86,7 +90,14 @@ class Site:
         assert done.status == 0, done.err
         return done
 
+    def write_passphrase(self) -> None:
+        self.passphrase.write_bytes(SECRET.secret + b"\n")
+
+    def open(self, cache: Path | None = None) -> Repository:
+        """By the library, with another cache if one is given."""
+        return Repository.open(LocalStore(self.repository), SECRET, cache_root=cache or self.cache)
+
     def init(self) -> None:
-        self.passphrase.write_text("correct horse\n")
+        self.write_passphrase()
         done = self.vmfs("init", "--chunk-size", "64K", "--kdf-cost", 10)
         assert done.status == 0, done.err

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before trio: a run whose tests do not use it would import it when they are over, and its way of taking over
+# trio's random numbers is a warning then, which is an error here.
+import hypothesis  # noqa: F401
 import pytest
 
 from vmfs.repo.repository import Repository
@@ -19,7 +22,7 @@ SECRET = Passphrase(b"correct horse")
 @pytest.fixture(autouse=True)
 def _own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the user's cache, configuration or secrets."""
-    for name in ("REPOSITORY", "PASSPHRASE_FILE", "PASSPHRASE_COMMAND", "KEY_FILE"):
+    for name in ("CONFIG", "REPOSITORY", "PASSPHRASE_FILE", "PASSPHRASE_COMMAND", "KEY_FILE"):
         monkeypatch.delenv(f"VMFS_{name}", raising=False)
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("VMFS_CACHE_DIR", str(home / "cache"))

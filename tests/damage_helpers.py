@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conftest import SECRET
 from fault_helpers import (
     CHUNK,
-    COST,
-    SECRET,
     Contents,
     back_up,
     check_points,
     check_sound,
+    create_at,
     fails_clearly,
     is_clear,
     noise_chunk,
@@ -68,9 +68,7 @@ def make_scene(parent: Path) -> Scene:
     second = [text_chunk(1), text_chunk(4), text_chunk(2), text_chunk(3) + b"tail" * 128]
     other = [text_chunk(2), noise_chunk(5), bytes(CHUNK), text_chunk(6)]
     far = [b"".join(first), bytes(255 * CHUNK), text_chunk(3), text_chunk(7)]
-    with Repository.create(
-        LocalStore(root), SECRET, chunk_size=CHUNK, cost=COST, cache_root=cache
-    ) as repository:
+    with create_at(root, cache) as repository:
         for vm, disks in (
             ("one", {"root": first}),
             ("one", {"root": second}),

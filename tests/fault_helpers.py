@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 
 import pytest
+from conftest import COST, SECRET
 
 from ingest.pipeline import PlannedDisk, ingest
 from ingest.sources.file import FileSource
@@ -22,14 +23,12 @@ from vmfs.format.manifest import Disk, Vm
 from vmfs.repo import names
 from vmfs.repo.index import read_directory
 from vmfs.repo.repository import Point, Repository
-from vmfs.repo.secret import Passphrase, Secret
+from vmfs.repo.secret import Secret
 from vmfs.repo.verify import verify
 from vmfs.store import LocalStore
 from vmfs.store.posix import Buffer, Posix
 
 CHUNK = 64 << 10
-COST = 10
-SECRET = Passphrase(b"correct horse")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
@@ -39,7 +38,7 @@ Contents = Mapping[str, Mapping[str, bytes]]
 
 def text_chunk(seed: int) -> bytes:
     """A chunk that compresses to a few hundred bytes."""
-    return bytes((seed * 37 + 11) % 255 + 1 for _ in range(1)) * (CHUNK - 8) + seed.to_bytes(8, "little")
+    return bytes([(seed * 37 + 11) % 255 + 1]) * (CHUNK - 8) + seed.to_bytes(8, "little")
 
 
 def noise_chunk(seed: int) -> bytes:
@@ -75,6 +74,12 @@ def back_up(
             opened.callback(source.close)
             planned.append(PlannedDisk(alias, source))
         return ingest(repository, Vm(name=vm, id=vm), planned, artifacts=artifacts, workers=workers)
+
+
+def create_at(root: Path, cache: Path, *, posix: Posix | None = None, chunk_size: int = CHUNK) -> Repository:
+    return Repository.create(
+        LocalStore(root, posix), SECRET, chunk_size=chunk_size, cost=COST, cache_root=cache
+    )
 
 
 def open_at(root: Path, cache: Path, *, posix: Posix | None = None, secret: Secret = SECRET) -> Repository:

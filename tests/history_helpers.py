@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from command_helpers import Done, Site, call
 from hypothesis import HealthCheck, Phase, settings
@@ -23,9 +23,7 @@ from qemu_helpers import run
 
 from vmfs.format.manifest import Disk
 from vmfs.repo.reader import DiskExtent
-from vmfs.repo.repository import Point, Repository
-from vmfs.repo.secret import Passphrase
-from vmfs.store import LocalStore
+from vmfs.repo.repository import Point
 
 CHUNK = 64 << 10
 """Of the repository; and the granularity of qemu's dirty bitmaps and qcow2 clusters."""
@@ -34,7 +32,7 @@ ZEROS = bytes(CHUNK)
 SECTOR = 512
 POINTS = 20
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-"""Where syncing takes no time: a history has hundreds of them."""
+"""Where syncing takes no time: there are hundreds of them."""
 
 SIZES = (
     SECTOR,
@@ -112,6 +110,39 @@ class Step(NamedTuple):
     lag: int
     second: bool
     other: int
+
+
+QUIET = Step((), None, (), 1, True, 0)
+"""Nothing happens."""
+
+TO_ZEROS = (
+    Op("discard", 0, CHUNK),
+    Op("discard", 2 * CHUNK, 2 * CHUNK),
+    Op("zero", 5 * CHUNK, CHUNK),
+    Op("write", 7 * CHUNK, CHUNK, 0),
+    # Parts of chunks: the rest stays.
+    Op("zero", 9 * CHUNK + 512, 1024),
+    Op("write", 11 * CHUNK - 512, 1024, 0),
+    # And zeros that are written over again.
+    Op("discard", 13 * CHUNK, 3 * CHUNK),
+    Op("write", 14 * CHUNK, 512, 0x66),
+)
+"""What makes zeros, of a disk of 20 chunks that has none, in every way. 13 chunks keep data; of these, 9, 10,
+11 and 14 are not what they were."""
+
+
+class Guest(Protocol):
+    """What lives through a history: each kind of disk has its own."""
+
+    def live(self, step: Step) -> None: ...
+
+    def back_up(self, step: Step) -> None: ...
+
+
+def live_through(guest: Guest, steps: Sequence[Step]) -> None:
+    for step in steps:
+        guest.live(step)
+        guest.back_up(step)
 
 
 def strokes(most: int) -> st.SearchStrategy[tuple[Stroke, ...]]:
@@ -196,9 +227,7 @@ class History:
         self.folder = folder
         self.site = Site(folder)
         self.site.init()
-        self.repository = Repository.open(
-            LocalStore(self.site.repository), Passphrase(b"correct horse"), cache_root=folder / "cache"
-        )
+        self.repository = self.site.open()
         self.kept: dict[str, dict[str, bytes]] = {}
         self._stored: set[bytes] = set()
         self._roots: dict[bytes, bytes | None] = {}
@@ -246,9 +275,7 @@ class History:
     def check_all(self) -> None:
         """Every restore point, old ones too, with nothing in any cache: by the library, by `vmfs export` and
         by `vmfs mount`; and `vmfs verify`."""
-        with Repository.open(
-            LocalStore(self.site.repository), Passphrase(b"correct horse"), cache_root=self.folder / "other"
-        ) as self.repository:
+        with self.site.open(self.folder / "other") as self.repository:
             assert self.repository.point_ids() == list(self.kept)
             for point_id in self.kept:
                 self.check_content(self.repository.load_point(point_id))

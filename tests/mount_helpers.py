@@ -6,14 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from command_helpers import program
 from conftest import SECRET
 
 from ingest.pipeline import PlannedDisk, ingest
@@ -24,7 +24,7 @@ from vmfs.repo.repository import Point, Repository
 
 MIB = 1 << 20
 WHEN = datetime(2026, 11, 20, 10, 0, 0, 250_000, tzinfo=UTC)
-VMFS = Path(sys.executable).parent / "vmfs"
+VMFS = Path(program("vmfs"))
 
 can_mount = os.geteuid() == 0 and os.path.exists("/dev/fuse") and shutil.which("fusermount3") is not None
 needs_fuse = pytest.mark.skipif(not can_mount, reason="needs root and FUSE")
@@ -139,9 +139,8 @@ def mounted(repository: Repository, path: Path, *options: str, status: int = 0) 
     assert ended == status, mount.log
 
 
-def wait_until(condition: object, seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
     """Wait for what only the passing of time or another process can bring."""
-    assert callable(condition)
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

@@ -139,10 +139,17 @@ class StorageDaemon:
         `writable`; for the disk at one instant use begin_backup."""
         return self._export(NODE, name, writable=writable, bitmaps=bitmaps)[1]
 
-    def begin_backup(self, *, since: str | None = None, checkpoint: str | None = None) -> str:
+    def begin_backup(
+        self,
+        *,
+        since: str | None = None,
+        exported: str = "changed",
+        checkpoint: str | None = None,
+        persistent: bool = True,
+    ) -> str:
         """The URI of an export of the disk as it is now, whatever is written later: libvirt's pull backup.
-        With `since`, the name of a bitmap, the export has what that recorded as dirty bitmap `changed`. A
-        bitmap `checkpoint` starts to record at the same instant."""
+        With `since`, the name of a bitmap, the export has what that recorded as dirty bitmap `exported`. A
+        bitmap `checkpoint`, which is `persistent` or not, starts to record at the same instant."""
         self._guest()  # none can be added while a backup runs
         size = self._node_size()
         scratch = create_image(self.folder / "scratch.qcow2", "qcow2", size)
@@ -150,19 +157,19 @@ class StorageDaemon:
         self.qmp("blockdev-add", node_name="backup", driver="qcow2", file=file, backing=NODE)
         actions: list[dict[str, Any]] = []
         if checkpoint is not None:
-            data = {"node": NODE, "name": checkpoint, "persistent": True}
+            data = {"node": NODE, "name": checkpoint, "persistent": persistent}
             actions.append({"type": "block-dirty-bitmap-add", "data": data})
         if since is not None:
-            data = {"node": "backup", "name": "changed", "disabled": True, "granularity": 65536}
+            data = {"node": "backup", "name": exported, "disabled": True, "granularity": 65536}
             actions.append({"type": "block-dirty-bitmap-add", "data": data})
             bitmaps = [{"node": NODE, "name": since}]
-            data = {"node": "backup", "target": "changed", "bitmaps": bitmaps}
+            data = {"node": "backup", "target": exported, "bitmaps": bitmaps}
             actions.append({"type": "block-dirty-bitmap-merge", "data": data})
         data = {"job-id": "backup", "device": NODE, "target": "backup", "sync": "none", "auto-dismiss": False}
         actions.append({"type": "blockdev-backup", "data": data})
         self.qmp("transaction", actions=actions)
         self._backup, uri = self._export(
-            "backup", None, writable=False, bitmaps=["changed"] if since is not None else []
+            "backup", None, writable=False, bitmaps=[exported] if since is not None else []
         )
         return uri
 

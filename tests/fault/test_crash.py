@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 from fault_helpers import (
     CHUNK,
-    COST,
-    SECRET,
     Contents,
     CrashPosix,
     Fault,
@@ -25,6 +23,7 @@ from fault_helpers import (
     check_points,
     check_sound,
     copy_tree,
+    create_at,
     fails_clearly,
     noise_chunk,
     open_at,
@@ -36,8 +35,6 @@ from fault_helpers import (
 
 from vmfs.errors import VmfsError
 from vmfs.format import pack
-from vmfs.repo.repository import Repository
-from vmfs.store import LocalStore
 
 pytest_plugins = "fault_fixtures"
 
@@ -83,8 +80,7 @@ def make_scene(place: Path, points: int) -> Scene:
     top.mkdir()
     chunks = [noise_chunk(1), bytes(CHUNK), text_chunk(2), text_chunk(3), noise_chunk(4)]
     contents: dict[str, dict[str, bytes]] = {}
-    store = LocalStore(top / "repository")
-    with Repository.create(store, SECRET, chunk_size=CHUNK, cost=COST, cache_root=cache) as repository:
+    with create_at(top / "repository", cache) as repository:
         for number in range(points):
             chunks[3] = text_chunk(10 + number)
             content = b"".join(chunks)
@@ -271,10 +267,12 @@ def test_a_power_cut(stages: Iterator[Stage], survivors: str, shard: int) -> Non
 def test_a_power_cut_after_a_kill(request: pytest.FixtureRequest, which: str, shard: int) -> None:
     """What a killed session left unsynced is no ground for the next one to build on."""
     stages: Iterator[Stage] = request.getfixturevalue(which)
+    hits = 0
     for fault in operations("kill", shard):
         stage = next(stages)
         with suppress(Killed):
             stage.ingest(CrashPosix(stage.medium, fault))
+        hits += fault.hit
         made = set(stage.scene.contents)
         with suppress(Killed):
             # Every other one comes to its end.
@@ -288,11 +286,11 @@ def test_a_power_cut_after_a_kill(request: pytest.FixtureRequest, which: str, sh
             )
             check_sound(repository)
             assert made <= set(ids)
+    assert hits
 
 
 def create(top: Path, place: Path, posix: CrashPosix) -> None:
-    store = LocalStore(top / "repository", posix)
-    Repository.create(store, SECRET, chunk_size=CHUNK, cost=COST, cache_root=place / "cache").close()
+    create_at(top / "repository", place / "cache", posix=posix).close()
 
 
 def whole_or_none(root: Path, cache: Path, place: Path) -> bool:

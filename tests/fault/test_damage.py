@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import SECRET
 from damage_helpers import (
     KEY_FILE,
     Damage,
@@ -20,12 +21,10 @@ from damage_helpers import (
     unlocked,
 )
 from fault_helpers import (
-    CHUNK,
-    COST,
-    SECRET,
     Contents,
     back_up,
     check_points,
+    create_at,
     noise_chunk,
     open_at,
     text_chunk,
@@ -35,9 +34,7 @@ from fault_helpers import (
 from vmfs.cli.main import main
 from vmfs.format import pack
 from vmfs.repo import names
-from vmfs.repo.repository import Repository
 from vmfs.repo.verify import verify
-from vmfs.store import LocalStore
 
 pytest_plugins = "fault_fixtures"
 
@@ -73,7 +70,7 @@ def test_cut_short_emptied_or_removed(scene: Scene, damage: Damage) -> None:
             damage(name, None)
 
 
-def test_the_only_key_slot_removed(scene: Scene, damage: Damage) -> None:
+def test_all_key_slots_removed(damage: Damage) -> None:
     for path in (damage.root / names.KEYS).iterdir():
         path.unlink()
     judge_unopenable(damage.root, damage.place / "cache", names.KEYS)
@@ -97,9 +94,9 @@ def test_another_slot_opens_what_the_damaged_one_does_not(damage: Damage) -> Non
 
 def test_an_index_object_removed(scene: Scene, damage: Damage) -> None:
     """The packs tell themselves what is in them, so nothing is lost but the time to ask them."""
-    for number, name in enumerate(all_objects(scene.root)):
-        if not name.startswith(names.INDEX):
-            continue
+    objects = [name for name in all_objects(scene.root) if name.startswith(names.INDEX)]
+    assert objects
+    for number, name in enumerate(objects):
         (damage.root / name).unlink()
         for cache in (damage.place / f"fresh-{number}", damage.place / "cache"):
             assert judge(damage.open_with(cache), scene, names.INDEX) == Seen()
@@ -118,9 +115,7 @@ def large(module_place: Path) -> tuple[Path, Contents]:
     chunks = [noise_chunk(number) if number % 3 else text_chunk(number) for number in range(300)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pack, "TARGET_SIZE", 1 << 20)
-        with Repository.create(
-            LocalStore(place / "repository"), SECRET, chunk_size=CHUNK, cost=COST, cache_root=place / "cache"
-        ) as repository:
+        with create_at(place / "repository", place / "cache") as repository:
             for number in range(3):
                 chunks[number * 90 : number * 90 + 30] = [noise_chunk(1000 * number + k) for k in range(30)]
                 content = b"".join(chunks)
@@ -149,16 +144,10 @@ def test_the_command(scene: Scene, damage: Damage, capsys: pytest.CaptureFixture
     """Exit status 3, and object, points, disks and bytes by name."""
     passphrase = damage.place / "passphrase"
     passphrase.write_bytes(SECRET.secret)
-    arguments = [
-        str(damage.root),
-        "--passphrase-file",
-        str(passphrase),
-        "--cache-dir",
-        str(damage.place / "cli"),
-    ]
+    options = ["--passphrase-file", str(passphrase), "--cache-dir", str(damage.place / "cli")]
 
     def run(*more: str) -> tuple[int, str, str]:
-        status = main(["verify", *arguments, *more])
+        status = main(["verify", str(damage.root), *options, *more])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -173,8 +162,7 @@ def test_the_command(scene: Scene, damage: Damage, capsys: pytest.CaptureFixture
         with open_at(damage.root, damage.place / "cache") as repository:
             report = verify(repository, data=1.0)
         for hit in report.hits:
-            line = next(line for line in out.splitlines() if f"lost: restore point {hit.point}" in line)
-            assert hit.point in line
+            assert f"lost: restore point {hit.point}" in out
             for found in hit.ranges:
                 assert f"{found.start}+{found.length}" in out
             if hit.disk:

@@ -12,18 +12,8 @@ from pathlib import Path
 import lz4.block
 import pytest
 from blake3 import blake3
-from damage_helpers import (
-    Damage,
-    Scene,
-    Seen,
-    all_objects,
-    judge,
-    read_everything,
-)
-from fault_helpers import (
-    CHUNK,
-    open_at,
-)
+from damage_helpers import Damage, Scene, Seen, all_objects, judge, read_everything
+from fault_helpers import CHUNK, open_at
 
 from vmfs.format import aead, blob, index, pack
 from vmfs.format.keys import Kind, blob_key
@@ -52,6 +42,7 @@ def test_a_manifest_under_another_name(scene: Scene, damage: Damage) -> None:
     "new", ["packs/ab/ab", "packs/zz", "packs/{half}/{digest}-old", "packs/00/{digest}", "packs/{other}"]
 )
 def test_a_pack_under_another_name(scene: Scene, damage: Damage, new: str) -> None:
+    moved = 0
     for name in all_objects(scene.root):
         if not name.startswith(names.PACKS):
             continue
@@ -67,6 +58,8 @@ def test_a_pack_under_another_name(scene: Scene, damage: Damage, new: str) -> No
             seen = judge(damage.open_with(cache), scene, name, target)
             assert seen.reads or seen.artifacts
         (damage.root / target).rename(damage.root / name)
+        moved += 1
+    assert moved
 
 
 def test_strangers_in_the_repository(scene: Scene, damage: Damage) -> None:
@@ -225,6 +218,8 @@ def test_an_index_that_names_wrong_places(scene: Scene, damage: Damage, wrong: s
             header = index.check(data, keys)
             if header.packs > 1:
                 break
+        else:
+            pytest.fail("no index object is of two packs")
         refs = index.packs(data, header)
         rows = [
             index.ENTRY.unpack_from(data, header.entries_offset + number * index.ENTRY.size)

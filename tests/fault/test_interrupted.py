@@ -6,25 +6,23 @@ from __future__ import annotations
 import errno
 import os
 import random
-import shutil
 import signal
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_helpers import program
+from conftest import SECRET
 from fault_helpers import (
     CHUNK,
-    COST,
-    SECRET,
     back_up,
     check_points,
     check_sound,
+    create_at,
     fails_clearly,
     needs_root,
     noise_chunk,
@@ -34,6 +32,7 @@ from fault_helpers import (
     write_disk,
 )
 from fault_process_helpers import Zygote
+from mount_helpers import wait_until
 
 from ingest.pipeline import PlannedDisk, Progress, ingest
 from ingest.sources.base import Extent, SourceError, SourceReader
@@ -48,10 +47,6 @@ from vmfs.store import LocalStore
 pytest_plugins = "fault_fixtures"
 
 MIB = 1 << 20
-
-
-def create(root: Path, cache: Path, chunk_size: int = CHUNK) -> Repository:
-    return Repository.create(LocalStore(root), SECRET, chunk_size=chunk_size, cost=COST, cache_root=cache)
 
 
 def noise(chunks: int, seed: int) -> bytes:
@@ -82,26 +77,33 @@ def mounted(*arguments: str | Path) -> Iterator[None]:
 )
 def test_a_signal(place: Path, number: signal.Signals, status: int, word: str) -> None:
     """Through the installed program, once its first packs of 64 MiB are stored."""
-    script = shutil.which("vmfs-ingest", path=str(Path(sys.executable).parent))
-    assert script
-    with create(place / "repository", place / "cache", chunk_size=256 << 10) as repository:
+    with create_at(place / "repository", place / "cache", chunk_size=256 << 10) as repository:
         first = noise(8, 1)
         point = back_up(repository, "vm", {"disk": write_disk(place / "disk.raw", first)})
     disk = place / "disk.raw"
-    body = noise(16, 2)
+    body = noise(4, 2)
     with disk.open("wb") as file:
-        for piece in range(640):
-            file.write(piece.to_bytes(8, "little") + body[8:])
-    # Every chunk differs from the others by its first bytes.
-    with disk.open("r+b") as file:
-        for chunk in range(640 * MIB // (256 << 10)):
-            file.seek(chunk * (256 << 10))
-            file.write(chunk.to_bytes(8, "big"))
-    command = [script, "image", place / "repository", "--vm", "vm", disk, *passphrase(place), "--json"]
+        # Every chunk differs from the others by its first bytes.
+        for chunk in range(640 * MIB // len(body)):
+            file.write(chunk.to_bytes(8, "big") + body[8:])
+    command = [
+        program("vmfs-ingest"),
+        "image",
+        place / "repository",
+        "--vm",
+        "vm",
+        disk,
+        *passphrase(place),
+        "--json",
+    ]
     command += ["--cache-dir", place / "cache"]
-    stored = len(list((place / "repository" / names.PACKS).rglob("*")))
+
+    def packs() -> int:
+        return len(list((place / "repository" / names.PACKS).rglob("?" * 64)))
+
+    before = packs()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: len(list((place / "repository" / names.PACKS).rglob("?" * 64))) > stored // 2)
+    wait_until(lambda: packs() > before, seconds=60)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (status, "")
@@ -125,20 +127,13 @@ def test_a_signal(place: Path, number: signal.Signals, status: int, word: str) -
                 assert reader.read(start, 8 * MIB) == file.read(8 * MIB)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 @needs_root
 @pytest.mark.root
 def test_a_full_file_system(place: Path) -> None:
     (place / "full").mkdir()
     with mounted("-t", "tmpfs", "-o", "size=12m", "tmpfs", place / "full"), Zygote(place, MIB) as zygote:
         root = place / "full" / "repository"
-        with create(root, place / "cache") as repository:
+        with create_at(root, place / "cache") as repository:
             first = noise(16, 1)
             point = back_up(repository, "vm", {"disk": write_disk(place / "disk.raw", first)})
         second = noise(16 * 20, 2)
@@ -173,7 +168,7 @@ def test_not_even_room_for_the_index(place: Path, monkeypatch: pytest.MonkeyPatc
     (place / "full").mkdir()
     with mounted("-t", "tmpfs", "-o", "size=8m", "tmpfs", place / "full"):
         root = place / "full" / "repository"
-        create(root, place / "cache").close()
+        create_at(root, place / "cache").close()
         disk = write_disk(place / "disk.raw", content := noise(16 * 12, 2))
 
         class Hog(LocalStore):
@@ -217,7 +212,7 @@ def fits(file: Any, size: int) -> bool:
 @pytest.mark.root
 def test_a_cache_on_a_full_file_system(place: Path) -> None:
     (place / "full").mkdir()
-    with create(place / "repository", place / "cache") as repository:
+    with create_at(place / "repository", place / "cache") as repository:
         content = noise(8, 1)
         point = back_up(repository, "vm", {"disk": write_disk(place / "disk.raw", content)})
     with (
@@ -241,7 +236,7 @@ def test_a_cache_on_a_full_file_system(place: Path) -> None:
 @pytest.mark.root
 def test_a_read_only_file_system(place: Path) -> None:
     root = place / "repository"
-    with create(root, place / "cache") as repository:
+    with create_at(root, place / "cache") as repository:
         content = noise(8, 1)
         point = back_up(repository, "vm", {"disk": write_disk(place / "disk.raw", content)})
     objects = sorted(root.rglob("*"))
@@ -310,7 +305,7 @@ def test_a_disk_that_cannot_be_read_to_its_end(
     monkeypatch.setattr(pack, "TARGET_SIZE", MIB)
     content = noise(16 * 24, 1)
     disk = write_disk(place / "disk.raw", content)
-    with create(place / "repository", place / "cache") as repository:
+    with create_at(place / "repository", place / "cache") as repository:
         sound = FileSource(write_disk(place / "other.raw", noise_chunk(3)))
         failing = FailingSource(disk, fails_at)
         planned = [PlannedDisk("other", sound), PlannedDisk("disk", failing)]
@@ -338,7 +333,7 @@ def test_a_file_that_shrinks_while_it_is_read(place: Path) -> None:
     def shrink(_: Progress) -> None:
         os.truncate(disk, 3 * MIB + 512)
 
-    with create(place / "repository", place / "cache") as repository:
+    with create_at(place / "repository", place / "cache") as repository:
         source = FileSource(disk)
         with pytest.raises(SourceError, match="became shorter while it was read; nothing may write to it"):
             ingest(repository, Vm(name="vm", id="vm"), [PlannedDisk("disk", source)], progress=shrink)

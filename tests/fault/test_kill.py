@@ -7,13 +7,14 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
-from fault_helpers import CHUNK, COST, check_sound, open_at, temporary_files, text_chunk, write_disk
+from command_helpers import program
+from conftest import COST, SECRET
+from fault_helpers import CHUNK, check_sound, open_at, temporary_files, text_chunk, write_disk
 from fault_process_helpers import Zygote
 
 from vmfs.repo import names
@@ -43,7 +44,7 @@ class Victim:
         self._zygote = zygote
         self._chunks = [text_chunk(number) for number in range(CHUNKS)]
         self._passphrase = place / "passphrase"
-        self._passphrase.write_bytes(b"correct horse\n")
+        self._passphrase.write_bytes(SECRET.secret + b"\n")
         status, text = zygote.run(
             "vmfs", "init", self.root, *self._secret, "--chunk-size", "64K", "--kdf-cost", str(COST)
         )
@@ -85,9 +86,7 @@ class Victim:
 
     def kill_script_after(self, delay: float) -> bool:
         """The same with the installed program."""
-        script = shutil.which("vmfs-ingest", path=str(Path(sys.executable).parent))
-        assert script
-        process = subprocess.Popen([script, *self.arguments], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([program("vmfs-ingest"), *self.arguments], stdout=subprocess.DEVNULL)
         time.sleep(delay)
         process.kill()
         return process.wait() != 0

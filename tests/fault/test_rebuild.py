@@ -16,7 +16,6 @@ from blake3 import blake3
 from command_helpers import Site
 from fault_helpers import (
     CHUNK,
-    SECRET,
     back_up,
     check_sound,
     copy_tree,
@@ -27,7 +26,6 @@ from fault_helpers import (
 )
 
 from vmfs.repo import names
-from vmfs.repo.repository import Repository
 
 pytest_plugins = "fault_fixtures"
 
@@ -86,7 +84,14 @@ def answers(site: Site) -> dict[str, object]:
 
 
 def local_files(site: Site) -> list[Path]:
-    return sorted(path for path in site.cache.rglob("*") if path.is_file() and path.name != "lock")
+    return sorted(path for path in in_cache(site, "*") if path.is_file() and path.name != "lock")
+
+
+def in_cache(site: Site, pattern: str) -> list[Path]:
+    """What is to be harmed: of nothing, no test."""
+    found = list(site.cache.rglob(pattern))
+    assert found, f"the cache has no {pattern}"
+    return found
 
 
 def delete_all(site: Site, _: Site) -> None:
@@ -94,12 +99,12 @@ def delete_all(site: Site, _: Site) -> None:
 
 
 def delete_catalog(site: Site, _: Site) -> None:
-    for path in site.cache.rglob("catalog*"):
+    for path in in_cache(site, "catalog*"):
         path.unlink()
 
 
 def delete_each_segment(site: Site, _: Site) -> None:
-    for path in site.cache.rglob("*.vmfi"):
+    for path in in_cache(site, "*.vmfi"):
         path.unlink()
 
 
@@ -125,7 +130,7 @@ def noise_all(site: Site, _: Site) -> None:
 
 def flip_segments(site: Site, _: Site) -> None:
     """A look-up finds nothing, or the wrong place: the header stays as it is."""
-    for path in site.cache.rglob("*.vmfi"):
+    for path in in_cache(site, "*.vmfi"):
         data = bytearray(path.read_bytes())
         for at in range(64, len(data), 3):
             data[at] ^= 0xA5
@@ -133,13 +138,18 @@ def flip_segments(site: Site, _: Site) -> None:
 
 
 def garble_state(site: Site, _: Site) -> None:
-    for path, text in zip(site.cache.rglob("state.json"), ("not json", '{"segments": 5}'), strict=False):
-        path.write_text(text)
+    for path in in_cache(site, "state.json"):
+        path.write_text("not json")
+
+
+def nonsense_for_state(site: Site, _: Site) -> None:
+    for path in in_cache(site, "state.json"):
+        path.write_text('{"segments": 5}')
 
 
 def state_of_nothing(site: Site, _: Site) -> None:
     """It claims that every index object is covered by a file that is not there."""
-    for path in site.cache.rglob("state.json"):
+    for path in in_cache(site, "state.json"):
         tree = json.loads(path.read_text())
         covered = [name for names in tree["segments"].values() for name in names]
         path.write_text(json.dumps({"segments": {"0123456789abcdef.vmfi": covered}}))
@@ -155,7 +165,7 @@ def swap_with_stranger(site: Site, stranger: Site) -> None:
 def swap_segments(site: Site, stranger: Site) -> None:
     """The state is ours, what it speaks of is another's."""
     (theirs, *_) = stranger.cache.rglob("*.vmfi")
-    for path in site.cache.rglob("*.vmfi"):
+    for path in in_cache(site, "*.vmfi"):
         path.write_bytes(theirs.read_bytes())
 
 
@@ -169,6 +179,7 @@ ACCIDENTS: list[Callable[[Site, Site], None]] = [
     noise_all,
     flip_segments,
     garble_state,
+    nonsense_for_state,
     state_of_nothing,
     swap_with_stranger,
     swap_segments,
@@ -221,7 +232,7 @@ def test_merging_spreads_no_damage(
         check_sound(repository)
 
 
-def test_the_cache_vanishes_while_it_is_used(site: Site, place: Path) -> None:
+def test_the_cache_vanishes_while_it_is_used(site: Site) -> None:
     with open_at(site.repository, site.cache) as repository:
         shutil.rmtree(site.cache)
         check_sound(repository)
@@ -319,9 +330,7 @@ def test_the_repository_needs_no_cache_at_all(site: Site, place: Path) -> None:
     """A cache directory that cannot be made is done without."""
     blocked = place / "blocked"
     blocked.write_bytes(b"a file")
-    with Repository.open(
-        open_at(site.repository, site.cache).store, SECRET, cache_root=blocked
-    ) as repository:
+    with open_at(site.repository, blocked) as repository:
         check_sound(repository)
         temporary = repository.cache_dir
         assert temporary.is_dir()

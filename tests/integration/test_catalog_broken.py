@@ -176,7 +176,7 @@ def test_directory_that_cannot_be_written(
 
 def test_a_directory_in_its_place(path: Path, points: Backups) -> None:
     path.mkdir()
-    fill(path, points)
+    assert fill(path, points) == fill(path.with_name("other.sqlite"), points)
 
 
 def test_nobody_else_may_read_it(path: Path, points: Backups) -> None:

@@ -11,10 +11,6 @@ from typing import Any
 import pytest
 from command_helpers import Site, call, spawn
 
-from vmfs.repo.repository import Repository
-from vmfs.repo.secret import Passphrase
-from vmfs.store import LocalStore
-
 _REPOSITORY = ("config", "keys", "writable", "space", "open", "index", "points", "leases")
 
 
@@ -122,9 +118,7 @@ def test_what_dead_runs_left(site: Site) -> None:
     pid = os.fork()
     if pid == 0:
         # A writer that is killed: its lease stays.
-        store = LocalStore(site.repository)
-        repository = Repository.open(store, Passphrase(b"correct horse"), cache_root=site.cache)
-        repository.lease("writer")
+        site.open().lease("writer")
         (site.repository / "packs" / ".tmp-0123456789abcdef").write_bytes(b"half")
         os.kill(os.getpid(), 9)
     os.waitpid(pid, 0)
@@ -137,11 +131,7 @@ def test_what_dead_runs_left(site: Site) -> None:
 
 
 def test_a_living_writer_is_no_fault(site: Site) -> None:
-    store = LocalStore(site.repository)
-    with (
-        Repository.open(store, Passphrase(b"correct horse"), cache_root=site.cache) as repository,
-        repository.lease("writer"),
-    ):
+    with site.open() as repository, repository.lease("writer"):
         lease = checks(site)["leases"]
     assert lease["status"] == "ok"
     assert lease["message"].startswith("in use by writer on ")

@@ -15,7 +15,7 @@ from refusal_helpers import can_drop_rights, refused, unprivileged
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     made = Site(tmp_path)
-    made.passphrase.write_text("correct horse\n")
+    made.write_passphrase()
     return made
 
 
@@ -130,7 +130,8 @@ def test_no_repository_is_named(site: Site) -> None:
 
 @pytest.mark.parametrize("place", ["s3://bucket/x", "http://host/x"])
 def test_places_that_cannot_be(site: Site, place: str) -> None:
-    refused(site.root, 2, "vmfs", "init", place, *site.options())
+    line = refused(site.root, 2, "vmfs", "init", place, *site.options())
+    assert line == f"vmfs: {place}: only local directories can hold a repository so far; give a path"
 
 
 @pytest.mark.parametrize(

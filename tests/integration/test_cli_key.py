@@ -99,7 +99,7 @@ def test_refusals(site: Site, argv: list[str], status: int, message: str) -> Non
     assert len(slots(site)) == 1
 
 
-def test_no_action(site: Site) -> None:
+def test_no_action() -> None:
     assert call("vmfs", "key").status == 2
 
 

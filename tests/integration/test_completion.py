@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from command_helpers import program as installed
 
 from ingest.cli.main import PROGRAM as VMFS_INGEST
 from vmfs.cli.main import PROGRAM as VMFS
@@ -50,7 +50,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], P
         for shell in SHELLS
     }
     for (program, shell), path in files.items():
-        path.write_text(run([Path(sys.executable).with_name(program), "completion", shell]))
+        path.write_text(run([installed(program), "completion", shell]))
     return files
 
 

@@ -16,10 +16,7 @@ from qemu_helpers import NbdServer, StorageDaemon, create_image, needs_qemu, qem
 
 from vmfs.repo.reader import DiskExtent, DiskReader
 from vmfs.repo.repository import Point, Repository
-from vmfs.repo.secret import Passphrase
-from vmfs.store import LocalStore
 
-SECRET = Passphrase(b"correct horse")
 SIZE = 64 << 40
 PLACES = {0: 100, (5 << 40) + 12345 * 512: CHUNK, (37 << 40) - 512: 1024, SIZE - 512: 512}
 """Where something is written, and how many bytes."""
@@ -59,7 +56,7 @@ def back_up(site: Site, *argv: object) -> Point:
     begin = time.monotonic()
     facts = site.ingest("huge", "--json", *argv).json()
     assert time.monotonic() - begin < LIMIT
-    with Repository.open(LocalStore(site.repository), SECRET, cache_root=site.cache) as repository:
+    with site.open() as repository:
         return repository.load_point(facts["id"])
 
 
@@ -70,7 +67,7 @@ def check(site: Site, point: Point, *, also: int | None = None) -> None:
     if also is not None:
         chunks.add(also // CHUNK)
     assert disk.allocated == len(chunks) * CHUNK
-    with Repository.open(LocalStore(site.repository), SECRET, cache_root=site.cache) as repository:
+    with site.open() as repository:
         reader = repository.open_disk(disk)
         check_reads(reader, also)
         extents = list(reader.extents())

@@ -4,12 +4,14 @@ point-in-time export, a new checkpoint's bitmap with each, and each a change lat
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from history_helpers import (
     CHUNK,
+    QUIET,
+    TO_ZEROS,
     History,
     Model,
     Op,
@@ -21,48 +23,14 @@ from history_helpers import (
     history,
     history_settings,
     known_zero,
+    live_through,
 )
 from hypothesis import given, settings
-from qemu_helpers import NODE, StorageDaemon, create_image, needs_qemu, run
+from qemu_helpers import StorageDaemon, create_image, needs_qemu, run
 
 from vmfs.repo.repository import Point
 
 pytestmark = needs_qemu
-
-
-class LiveDisk(StorageDaemon):
-    """Backups whose export has the bitmap by the name of the checkpoint, as libvirt's `exportbitmap` says."""
-
-    def begin(self, since: str | None, checkpoint: str, *, persistent: bool) -> str:
-        """The URI of the disk as it is now; with `since`, a bitmap of that name tells what has changed since
-        that checkpoint. The bitmap `checkpoint` begins at the same instant. End it with `end_backup`."""
-        self._guest()  # none can be added while a backup runs
-        scratch = create_image(self.folder / "scratch.qcow2", "qcow2", self._node_size())
-        file = {"driver": "file", "filename": str(scratch)}
-        self.qmp("blockdev-add", node_name="backup", driver="qcow2", file=file, backing=NODE)
-        actions: list[dict[str, Any]] = [
-            _action("block-dirty-bitmap-add", node=NODE, name=checkpoint, persistent=persistent),
-        ]
-        if since is not None:
-            actions += [
-                _action(
-                    "block-dirty-bitmap-add", node="backup", name=since, disabled=True, granularity=CHUNK
-                ),
-                _action(
-                    "block-dirty-bitmap-merge",
-                    node="backup",
-                    target=since,
-                    bitmaps=[{"node": NODE, "name": since}],
-                ),
-            ]
-        job = {"job-id": "backup", "device": NODE, "target": "backup", "sync": "none", "auto-dismiss": False}
-        self.qmp("transaction", actions=[*actions, {"type": "blockdev-backup", "data": job}])
-        self._backup, uri = self._export("backup", None, writable=False, bitmaps=[since] if since else [])
-        return uri
-
-
-def _action(type: str, **data: Any) -> dict[str, Any]:
-    return {"type": type, "data": data}
 
 
 def inconsistent(image: Path, format: str) -> list[str]:
@@ -73,7 +41,9 @@ def inconsistent(image: Path, format: str) -> list[str]:
 
 
 class Guest:
-    """`format` raw has bitmaps that last as long as its process; those of qcow2 outlive it."""
+    """The export has the bitmap by the name of its checkpoint, as libvirt's `exportbitmap` can say.
+
+    `format` raw has bitmaps that last as long as its process; those of qcow2 outlive it."""
 
     def __init__(self, taken: History, format: str, size: int = 20 * CHUNK) -> None:
         self.taken = taken
@@ -85,8 +55,8 @@ class Guest:
         """Checkpoints whose bitmaps are as qemu made them."""
         self.daemon = self.start()
 
-    def start(self) -> LiveDisk:
-        return LiveDisk(self.taken.folder, self.image, self.format)
+    def start(self) -> StorageDaemon:
+        return StorageDaemon(self.taken.folder, self.image, self.format)
 
     def live(self, step: Step) -> None:
         if step.other == 2:
@@ -104,7 +74,7 @@ class Guest:
             self.daemon = self.start()
         self.write(self.model.ops(step.strokes))
 
-    def write(self, ops: list[Op]) -> None:
+    def write(self, ops: Sequence[Op]) -> None:
         if ops:
             self.daemon.io(*(op.for_qemu_io() for op in ops))
             self.model.apply(ops)
@@ -114,7 +84,9 @@ class Guest:
         name = f"chk{number}"
         base, parent = self.points[-min(step.lag, number)] if number else (None, None)
         since = base if base in self.usable else None
-        uri = self.daemon.begin(since, name, persistent=self.format == "qcow2")
+        uri = self.daemon.begin_backup(
+            since=since, exported=since or "", checkpoint=name, persistent=self.format == "qcow2"
+        )
         options = ["--checkpoint", name, *(["--bitmap", base] if base else []), f"vda={uri}"]
         content = bytes(self.model.content)
         touched = set(self.model.touched.get(base or "", ()))
@@ -163,9 +135,7 @@ def test_checkpoints_of_a_running_vm(format: str, steps: list[Step]) -> None:
     with history() as taken:
         guest = Guest(taken, format)
         try:
-            for step in steps:
-                guest.live(step)
-                guest.back_up(step)
+            live_through(guest, steps)
             guest.finish()
         finally:
             if guest.daemon.process.poll() is None:
@@ -175,32 +145,22 @@ def test_checkpoints_of_a_running_vm(format: str, steps: list[Step]) -> None:
 @pytest.mark.parametrize("format", ["qcow2", "raw"])
 def test_dirty_and_zero(format: str) -> None:
     """What changed to zeros must not be taken for what did not change."""
-    step = Step((), None, (), 1, False, 0)
     with history() as taken:
         guest = Guest(taken, format)
         try:
             guest.write([Op("write", 0, 20 * CHUNK, 0x55)])
-            guest.back_up(step)
-            guest.write(
-                [
-                    Op("discard", 0, 2 * CHUNK),
-                    Op("zero", 5 * CHUNK, CHUNK),
-                    Op("write", 7 * CHUNK, CHUNK, 0),
-                    Op("zero", 9 * CHUNK + 512, 1024),
-                    Op("discard", 13 * CHUNK, 3 * CHUNK),
-                    Op("write", 14 * CHUNK, 512, 0x66),
-                ]
-            )
-            guest.back_up(step)
+            guest.back_up(QUIET)
+            guest.write(TO_ZEROS)
+            guest.back_up(QUIET)
             (disk,) = guest.points[-1][1].manifest.disks
             assert disk.mode == "incremental"
-            assert disk.allocated == 14 * CHUNK
+            assert disk.allocated == 13 * CHUNK
             guest.write([Op("discard", 0, 20 * CHUNK)])
             # Written again while the backup of the zeros runs.
-            guest.back_up(step._replace(late=(Stroke("write", 0, 0, 1000, 0x77),)))
+            guest.back_up(QUIET._replace(late=(Stroke("write", 0, 0, 1000, 0x77),)))
             (disk,) = guest.points[-1][1].manifest.disks
             assert (disk.mode, disk.root, disk.allocated) == ("incremental", None, 0)
-            guest.back_up(step)
+            guest.back_up(QUIET)
             guest.finish()
         finally:
             if guest.daemon.process.poll() is None:
@@ -218,7 +178,7 @@ def test_two_disks_of_a_running_vm_by_a_bitmap_of_any_name() -> None:
             StorageDaemon(taken.folder, image, "qcow2") as first,
             StorageDaemon(taken.folder, other, "qcow2") as second,
         ):
-            first.io("write -P 1 0 5M".replace("5M", str(5 * CHUNK)))
+            first.io(f"write -P 1 0 {5 * CHUNK}")
             vda.apply([Op("write", 0, 5 * CHUNK, 1)])
             one = first.begin_backup(checkpoint="inc")
             taken.ingest({"vda": vda}, f"vda={one}")

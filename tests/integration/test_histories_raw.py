@@ -8,7 +8,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from history_helpers import CHUNK, History, Model, Op, Step, histories, history, history_settings
+from history_helpers import (
+    CHUNK,
+    History,
+    Model,
+    Op,
+    Step,
+    histories,
+    history,
+    history_settings,
+    live_through,
+)
 from hypothesis import given, settings
 from qemu_helpers import NbdServer, needs_qemu
 
@@ -86,9 +96,7 @@ class Guest:
 def test_raw_disks(steps: list[Step]) -> None:
     with history() as taken:
         guest = Guest(taken)
-        for step in steps:
-            guest.live(step)
-            guest.back_up(step)
+        live_through(guest, steps)
         taken.check_all()
 
 

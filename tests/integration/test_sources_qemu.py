@@ -7,38 +7,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from mount_helpers import wait_until
 from qemu_helpers import StorageDaemon, create_image, needs_qemu, qemu_io, run
+from source_helpers import opened, read
 
-from ingest.sources import BitmapError, DiskSource, Extent, SourceError, open_source, parse_spec
+from ingest.sources import BitmapError, Extent, SourceError
 
 pytestmark = needs_qemu
 
 MIB = 1 << 20
-
-
-@contextmanager
-def opened(path: Path, bitmap: str | None = None, fmt: str | None = None) -> Iterator[DiskSource]:
-    source = open_source(parse_spec(f"sda={path}", format=fmt), bitmap=bitmap)
-    try:
-        yield source
-    finally:
-        source.close()
-
-
-def read(source: DiskSource, offset: int, length: int) -> bytes:
-    buffer = bytearray(length)
-    reader = source.reader()
-    try:
-        reader.readinto(offset, memoryview(buffer))
-    finally:
-        reader.close()
-    return bytes(buffer)
 
 
 def servers(path: Path) -> list[int]:
@@ -54,10 +34,7 @@ def servers(path: Path) -> list[int]:
 
 
 def wait_until_gone(path: Path) -> None:
-    deadline = time.monotonic() + 10
-    while servers(path):
-        assert time.monotonic() < deadline, "qemu-nbd was left behind"
-        time.sleep(0.02)
+    wait_until(lambda: not servers(path), seconds=10)
 
 
 def error(path: Path, bitmap: str | None = None, fmt: str | None = None) -> str:
@@ -277,7 +254,7 @@ def test_broken_images(tmp_path: Path) -> None:
     assert "qemu-img: Could not open" in error(path)
     raw = tmp_path / "disk.img"
     raw.write_bytes(bytes(MIB))
-    assert "disk.img" in error(raw, fmt="qcow2")
+    assert "qemu-img: Could not open" in error(raw, fmt="qcow2")
     assert "does not exist" in error(tmp_path / "missing", fmt="qcow2")
     assert "is a directory" in error(tmp_path, fmt="qcow2")
 

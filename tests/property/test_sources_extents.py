@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qemu_helpers import StorageDaemon, create_image, needs_qemu, qemu_io
+from source_helpers import opened
 
-from ingest.sources import DiskSource, Extent, open_source, parse_spec
+from ingest.sources import DiskSource, Extent
 
 SIZE = 2 * 1024 * 1024 + 512
 """Bytes; the last granule and the last cluster of a disk of this size are cut."""
@@ -53,15 +53,6 @@ def apply(model: bytearray, operation: Operation) -> str:
         "unmap": f"write -zu {offset} {length}",
         "discard": f"discard {offset} {length}",
     }[kind]
-
-
-@contextmanager
-def opened(location: os.PathLike[str] | str, bitmap: str | None = None) -> Iterator[DiskSource]:
-    source = open_source(parse_spec(f"disk={os.fspath(location)}"), bitmap=bitmap)
-    try:
-        yield source
-    finally:
-        source.close()
 
 
 def apply_extents(source: DiskSource, extents: Iterable[Extent], image: bytearray) -> None:

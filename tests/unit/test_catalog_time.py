@@ -1,6 +1,6 @@
 """The TIME of VM@TIME."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -45,10 +45,17 @@ def test_names_a_whole_span(text: str, end: datetime) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["0001-01-01T00:00+14:00", "9999-12-31T23:59:59-14:00", "9999", "9999-12-31"]
+    ("text", "distance"),
+    [
+        ("0001-01-01T00:00+14:00", timedelta(hours=-14, minutes=1) - (utc(9999, 12, 31) - utc(1, 1, 1))),
+        ("9999-12-31T23:59:59-14:00", timedelta(days=1, hours=14)),
+        ("9999", timedelta(days=1)),
+        ("9999-12-31", timedelta(days=1)),
+    ],
 )
-def test_ends_of_the_calendar(text: str) -> None:
-    end_of(text)
+def test_ends_of_the_calendar(text: str, distance: timedelta) -> None:
+    """No datetime can be so early or so late, so they are told by their distance from one."""
+    assert end_of(text) - to_microseconds(utc(9999, 12, 31)) == distance // timedelta(microseconds=1)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import conftest
 import pytest
 from blake3 import blake3
 
@@ -161,7 +162,7 @@ def test_damaged_and_made_up_slots_do_not_lock_out(repository: Repository, tmp_p
     (root / "keys" / "0000000000000002").write_bytes(b"")
     (root / "keys" / "0000000000000003").write_bytes(clear[:-1])
     store = LocalStore(root)
-    unlocked = keyring.unlock(store, repository.id, Passphrase(b"correct horse"))
+    unlocked = keyring.unlock(store, repository.id, conftest.SECRET)
     assert unlocked.slot_id == genuine.name
 
     def sound(slots: list[keyring.SlotInfo]) -> list[str]:

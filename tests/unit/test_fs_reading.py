@@ -108,7 +108,7 @@ def test_once_cache_does_not_keep_errors() -> None:
         return answer
 
     cache = OnceCache(load, 2)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match="bad"):
         cache.get("a")
     assert cache.get("a") == "good"
 
@@ -116,7 +116,7 @@ def test_once_cache_does_not_keep_errors() -> None:
 def test_workers_give_results_and_errors() -> None:
     async def main() -> None:
         assert await workers.run(lambda: 6 * 7) == 42
-        with pytest.raises(IntegrityError):
+        with pytest.raises(IntegrityError, match="bad"):
             await workers.run(lambda: fail("bad"))
         with trio.move_on_after(0.05) as scope:
             await workers.run(lambda: blocked.wait(10))
@@ -181,7 +181,10 @@ class Disk:
         return None
 
 
-def with_helpers(disk: Disk, work: Callable[[Slots, Helpers], object], slots: int = 32) -> None:
+def with_helpers(
+    disk: Disk, work: Callable[[Slots, Helpers], object], slots: int = 32, *, killed: bool = False
+) -> None:
+    """`killed` tells that the helpers do not outlive the work, which is to be noticed once."""
     lost: list[bool] = []
 
     async def main() -> None:
@@ -195,6 +198,7 @@ def with_helpers(disk: Disk, work: Callable[[Slots, Helpers], object], slots: in
     helpers = Helpers(disk.load, lambda: None, chunk_size=CHUNK, slot_size=4 * CHUNK, slots=slots)
     with helpers:
         trio.run(main)
+    assert lost == [True] * killed
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
@@ -253,10 +257,10 @@ def test_a_helper_that_is_killed_is_done_without() -> None:
                 await trio.sleep(0.01)
         assert await slots.get("d", 12 * CHUNK, 10) in (None, disk.content[12 * CHUNK : 12 * CHUNK + 10])
 
-    with_helpers(disk, work)
+    with_helpers(disk, work, killed=True)
 
 
-def test_helpers_end_with_the_process(tmp_path: object) -> None:
+def test_helpers_end_with_the_process() -> None:
     """Even with a process that is killed: nobody is left to tell them."""
     reading, writing = os.pipe()
     child = os.fork()

@@ -22,11 +22,6 @@ from vmfs.repo import names
 from vmfs.repo.repository import Repository
 
 
-@pytest.fixture
-def tree(repository: Repository, tmp_path: Path) -> Tree:
-    return make_tree(repository, tmp_path)
-
-
 def make_tree(repository: Repository, tmp_path: Path) -> Tree:
     with Catalog.open(tmp_path / "catalog", repository.id) as catalog:
         damaged = catalog.sync(repository)
@@ -127,13 +122,13 @@ def test_damaged_manifest(repository: Repository, tmp_path: Path) -> None:
     tree = make_tree(repository, tmp_path)
     damage(repository, names.point(bad.id))
     for _ in range(2):
-        with pytest.raises(IntegrityError):
+        with pytest.raises(IntegrityError, match=names.point(bad.id)):
             inside(tree, find(tree, "web/2026-11-20T100000Z"))
     assert read_all(tree, "web/2026-11-20T110000Z/disks/sda.raw") == b"\2" * 512
     (tmp_path / "catalog").unlink()
     later = make_tree(repository, tmp_path)
     assert set(inside(later, later.listing.root)) == {b"web", b"damaged"}
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match=bad.id):
         inside(later, find(later, f"damaged/{bad.id}"))
 
 

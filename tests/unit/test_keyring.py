@@ -8,6 +8,7 @@ import pytest
 from conftest import COST, SECRET
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mount_helpers import damage
 
 from vmfs.errors import IntegrityError, UsageError
 from vmfs.repo import keyring, names
@@ -25,11 +26,8 @@ def opens(repository: Repository, secret: Secret) -> str:
     return keyring.unlock(repository.store, repository.id, secret).slot_id
 
 
-def damage(repository: Repository, slot_id: str, at: int = -1) -> None:
-    path = Path(repository.store.url) / names.key_slot(slot_id)
-    data = bytearray(path.read_bytes())
-    data[at] ^= 0x40
-    path.write_bytes(data)
+def damage_slot(repository: Repository, slot_id: str) -> None:
+    damage(repository, names.key_slot(slot_id), at=-1)
 
 
 def test_several_slots_open_one_repository(repository: Repository, tmp_path: Path) -> None:
@@ -75,7 +73,7 @@ def test_wrong_kind_of_secret(repository: Repository) -> None:
 
 
 def test_damage_is_told_from_a_wrong_passphrase(repository: Repository) -> None:
-    damage(repository, repository.slot_id)
+    damage_slot(repository, repository.slot_id)
     for secret in (SECRET, OTHER):
         with pytest.raises(IntegrityError, match=f"keys/{repository.slot_id}: .*restore it from a copy"):
             opens(repository, secret)
@@ -83,7 +81,7 @@ def test_damage_is_told_from_a_wrong_passphrase(repository: Repository) -> None:
 
 def test_a_damaged_slot_is_in_nobody_elses_way(repository: Repository) -> None:
     second = repository.add_key(OTHER, label="second", cost=COST)
-    damage(repository, repository.slot_id)
+    damage_slot(repository, repository.slot_id)
     assert opens(repository, OTHER) == second
     # It may be the slot of that passphrase, so this is not said to be a wrong one.
     with pytest.raises(IntegrityError):
@@ -173,14 +171,14 @@ def test_the_last_slot_stays(repository: Repository) -> None:
 
 def test_the_last_slot_that_works_stays(repository: Repository) -> None:
     broken = repository.add_key(OTHER, label="second", cost=COST)
-    damage(repository, broken)
+    damage_slot(repository, broken)
     with pytest.raises(UsageError, match="last key slot"):
         keyring.remove_slot(repository.store, repository.slot_id, repository.keys)
     keyring.remove_slot(repository.store, broken, repository.keys)
     assert opens(repository, SECRET)
 
 
-def test_each_slot_signs_with_a_key_of_its_own(repository: Repository, tmp_path: Path) -> None:
+def test_each_slot_signs_with_a_key_of_its_own(repository: Repository) -> None:
     second = repository.add_key(OTHER, label="second", cost=COST)
     public = {slot.id: slot.public for slot in keyring.list_slots(repository.store)}
     assert public[second] != public[repository.slot_id]

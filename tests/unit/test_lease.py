@@ -8,12 +8,12 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from mount_helpers import wait_until
 
 from vmfs.errors import IntegrityError, StoreError, VmfsError
 from vmfs.format import sealed
@@ -50,13 +50,6 @@ def mine(repository: Repository) -> LeaseInfo:
     """What a lease of this process says."""
     with repository.lease("writer") as lease:
         return read_lease(repository.store, names.lease(lease.id), repository.keys)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
 
 
 def trash_something(repository: Repository, generation: int, packs: list[str]) -> None:
@@ -242,7 +235,13 @@ def test_the_highest_generation_counts(repository: Repository) -> None:
     for generation in (1, 10, 9):
         trash_something(repository, generation, ["ab" * 32])
     with repository.write_session() as session:
+        # One that is lower was there all the time, for all that anybody can tell.
+        trash_something(repository, 5, [])
         session.commit(MANIFEST)
+    with repository.write_session() as session:
+        trash_something(repository, 11, [])
+        with pytest.raises(VmfsError, match="was pruned meanwhile"):
+            session.commit(MANIFEST)
 
 
 @pytest.mark.parametrize("name", ["nothex", "0001-old"])

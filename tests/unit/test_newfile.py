@@ -14,9 +14,9 @@ from vmfs.repo.newfile import NewFile
 
 
 @pytest.fixture(params=["unnamed files", "no unnamed files", "no links either"])
-def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last two refuse what FAT, NFS and many FUSE file systems refuse."""
-    really_open, really_link = os.open, os.link
+    really_open = os.open
 
     def refusing_open(path: Any, flags: int, *rest: int, **options: Any) -> int:
         if flags & os.O_TMPFILE == os.O_TMPFILE:
@@ -26,12 +26,10 @@ def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     def refusing_link(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, "not permitted")
 
-    assert really_link is os.link
     if request.param != "unnamed files":
         monkeypatch.setattr(os, "open", refusing_open)
     if request.param == "no links either":
         monkeypatch.setattr(os, "link", refusing_link)
-    return str(request.param)
 
 
 def write(path: Path, content: bytes, *, replace: bool = False) -> None:
@@ -42,13 +40,15 @@ def write(path: Path, content: bytes, *, replace: bool = False) -> None:
         file.commit()
 
 
-def test_new(file_system: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("file_system")
+def test_new(tmp_path: Path) -> None:
     write(tmp_path / "new", b"content")
     assert (tmp_path / "new").read_bytes() == b"content"
     assert os.listdir(tmp_path) == ["new"]
 
 
-def test_replace(file_system: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("file_system")
+def test_replace(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write(path, b"old", replace=True)
     write(path, b"new", replace=True)
@@ -56,7 +56,8 @@ def test_replace(file_system: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_given_up(file_system: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("file_system")
+def test_given_up(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with NewFile(path, replace=True) as file:
@@ -65,7 +66,8 @@ def test_given_up(file_system: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_somebody_else_was_faster(file_system: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("file_system")
+def test_somebody_else_was_faster(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with NewFile(path) as file:
         path.write_bytes(b"theirs")
@@ -75,7 +77,8 @@ def test_somebody_else_was_faster(file_system: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_longest_name(file_system: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("file_system")
+def test_longest_name(tmp_path: Path) -> None:
     write(tmp_path / ("n" * 255), b"content")
     assert os.listdir(tmp_path) == ["n" * 255]
 

@@ -44,13 +44,11 @@ def test_an_empty_file_says_nothing(config: Path) -> None:
     assert load_settings() == Settings({})
 
 
-def test_no_file_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VMFS_CONFIG", raising=False)
+def test_no_file_is_needed() -> None:
     assert load_settings() == Settings({})
 
 
 def test_the_users_file_goes_over_that_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VMFS_CONFIG", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "vmfs").mkdir()
     (tmp_path / "vmfs/vmfs.toml").write_text(GOOD)
