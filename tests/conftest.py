@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from vmfs.store import LocalStore
 COST = 10
 """scrypt cost: as cheap as the format allows."""
 SECRET = Passphrase(b"correct horse")
+
+# A shell that starts us in the background has us ignore it, and every program that a test starts would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
