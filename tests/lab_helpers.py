@@ -1,0 +1,33 @@
+"""The oVirt lab of tools/lab for tests: `lab.Lab` and what belongs to it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools" / "lib"
+if str(TOOLS) not in sys.path:
+    sys.path.insert(0, str(TOOLS))
+
+from lab.engine.model import Timing  # noqa: E402
+from lab.lab import DEFAULT, LEGACY, DiskRecipe, Lab, LabVm  # noqa: E402
+
+__all__ = ["DEFAULT", "LEGACY", "MIB", "DiskRecipe", "Lab", "LabVm", "Timing", "needs_lab", "running_lab"]
+
+MIB = 1 << 20
+MISSING = [tool for tool in ("qemu-nbd", "qemu-img", "qemu-storage-daemon") if not shutil.which(tool)]
+needs_lab = pytest.mark.skipif(bool(MISSING), reason=f"install qemu-utils, qemu-system-common: no {MISSING}")
+
+
+@contextmanager
+def running_lab(folder: Path, *, timing: Timing | None = None) -> Iterator[Lab]:
+    """A lab in `folder`, and a failure when the lab itself did something wrong."""
+    with Lab(folder, timing=timing) as lab:
+        yield lab
+        problems = list(lab.problems)
+    assert not problems, "\n".join(problems)

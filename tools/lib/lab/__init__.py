@@ -1,0 +1,1 @@
+"""The oVirt lab: a simulated engine over real qemu and imageio processes."""

@@ -1,0 +1,1 @@
+"""The engine's REST API and single sign-on over HTTPS."""
