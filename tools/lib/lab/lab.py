@@ -176,9 +176,9 @@ class Lab:
                     made.disks[recipe.alias] = self._add_disk(vm, recipe).id
             if level:
                 made.snapshot(f"snapshot {depth - level + 1}")
-        order = {made.disks[recipe.alias]: None for recipe in disks}
+        made.disks = {recipe.alias: made.disks[recipe.alias] for recipe in disks}
         with self.core.lock:
-            vm.attachments = {disk_id: vm.attachments[disk_id] for disk_id in order}
+            vm.attachments = {disk_id: vm.attachments[disk_id] for disk_id in made.disks.values()}
         if up:
             made.start()
         return made

@@ -244,6 +244,8 @@ class Transfer:
     disk_id: str
     direction: str
     phase: str = "initializing"
+    opening: bool = True
+    """Its export and tickets are being made: until they are, none of it is taken down."""
     backup_id: str | None = None
     snapshot_image: str | None = None
     """Image id of the layer that is downloaded."""

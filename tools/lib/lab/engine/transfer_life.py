@@ -17,9 +17,19 @@ from lab.qemu_img import virtual_size
 
 NAMES = {"download": "Download", "upload": "Upload"}
 MAX_TICKET_TRIES = 600
+OPENING_SECONDS = 60
 
 
 def open_transfer(engine: Engine, transfer: Transfer, disk: Disk) -> None:
+    try:
+        _open(engine, transfer, disk)
+    finally:
+        with engine.lock:
+            transfer.opening = False
+            engine.changed.notify_all()
+
+
+def _open(engine: Engine, transfer: Transfer, disk: Disk) -> None:
     engine.step()
     try:
         host = _choose_host(engine, transfer)
@@ -44,7 +54,11 @@ def open_transfer(engine: Engine, transfer: Transfer, disk: Disk) -> None:
         )
         stop_by_system(engine, transfer)
         return
-    set_phase(engine, transfer, "transferring")
+    with engine.lock:
+        if transfer.phase != "initializing":
+            # Cancelled meanwhile.
+            return
+        set_phase(engine, transfer, "transferring")
     facts = {"transfer": transfer.id, "disk": disk.id, "vm": transfer.vm_id, "backup": transfer.backup_id}
     engine.faults.moment("transferring", **facts)
 
@@ -138,6 +152,7 @@ def end(engine: Engine, transfer: Transfer, phase: str) -> None:
 
 def _finish(engine: Engine, transfer: Transfer) -> None:
     engine.step()
+    engine.wait(lambda: not transfer.opening, OPENING_SECONDS)
     disk = engine.disks.get(transfer.disk_id)
     failing = transfer.phase != "finalizing_success"
     by_user = transfer.phase == "cancelled_user"
