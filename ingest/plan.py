@@ -21,16 +21,13 @@ class Run(NamedTuple):
     zero: bool
 
 
-class Plan:
-    """The runs of a disk, ascending. Held in 16 bytes a run, for a large disk may have millions."""
+class Runs:
+    """Runs, ascending. Held in 16 bytes a run, for a large disk may have millions."""
 
-    def __init__(self, extents: Iterable[Extent], size: int, chunk_size: int, *, whole: bool = False) -> None:
-        """`size` of the disk and `chunk_size` in bytes; `whole` says that the extents are all of the disk.
-        Raises SourceError for extents that are not ascending or not inside the disk, and for a gap in those
-        of a whole disk."""
+    def __init__(self, runs: Iterable[Run]) -> None:
         self._first = array("Q")
         self._rest = array("Q")
-        for run in merged(classified(without_gaps(extents, size) if whole else extents, size, chunk_size)):
+        for run in runs:
             self._first.append(run.first)
             self._rest.append(run.chunks << 1 | run.zero)
         self.chunks_to_read = sum(run.chunks for run in self if not run.zero)
@@ -38,6 +35,17 @@ class Plan:
     def __iter__(self) -> Iterator[Run]:
         for first, rest in zip(self._first, self._rest, strict=True):
             yield Run(first, rest >> 1, bool(rest & 1))
+
+
+class Plan(Runs):
+    """The runs of a disk."""
+
+    def __init__(self, extents: Iterable[Extent], size: int, chunk_size: int, *, whole: bool = False) -> None:
+        """`size` of the disk and `chunk_size` in bytes; `whole` says that the extents are all of the disk.
+        Raises SourceError for extents that are not ascending or not inside the disk, and for a gap in those
+        of a whole disk."""
+        all_of_it = without_gaps(extents, size) if whole else extents
+        super().__init__(merged(classified(all_of_it, size, chunk_size)))
 
 
 def without_gaps(extents: Iterable[Extent], size: int) -> Iterator[Extent]:

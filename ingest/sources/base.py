@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from vmfs.errors import VmfsError
 
@@ -60,3 +60,12 @@ class DiskSource(Protocol):
     def reader(self) -> SourceReader: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A source whose readers may wait long for another machine."""
+
+    def interrupt(self) -> None:
+        """From any thread: whoever waits for the source gives up soon, with SourceError. It is of no use
+        afterwards."""

@@ -17,7 +17,7 @@ from ingest.cli.main import PROGRAM as VMFS_INGEST
 from vmfs.cli import mount_helper
 from vmfs.cli.entry import Program
 from vmfs.cli.main import PROGRAM as VMFS
-from vmfs.cli.settings import RepositorySettings
+from vmfs.cli.settings import EngineTable, RepositorySettings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "man").iterdir())
@@ -164,7 +164,8 @@ def test_every_environment_variable_is_told() -> None:
 def test_the_keys_of_the_configuration_file_are_told() -> None:
     text = read_pages()["vmfs.toml"].sections["KEYS"]
     told = re.findall(r"^\.It Li (\w+) =", text, re.MULTILINE)
-    assert told == ["default", *(field.name for field in fields(RepositorySettings))]
+    tables = (*fields(RepositorySettings), *fields(EngineTable))
+    assert told == ["default", *(field.name for field in tables)]
 
 
 def test_the_mount_options_are_told() -> None:

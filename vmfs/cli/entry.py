@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vmfs import __version__
 from vmfs.errors import UsageError, VmfsError
@@ -29,7 +29,11 @@ _CONTROL = ("Cc", "Zl", "Zp")
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; the usage of some commands would push it off the screen."""
+    """Says what is wrong in one line; the usage of some commands would push it off the screen. An option has
+    its whole name: `--password X` is no `--password-file`, and X is not shown in an error about a file."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         self.exit(UsageError.exit_status, f"{one_line(f'{self.prog}: {message}; see {self.prog} --help')}\n")

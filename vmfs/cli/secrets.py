@@ -37,10 +37,20 @@ def given_secret(file: str | None, command: str | None, key_file: str | None) ->
     if key_file:
         return KeyFile(_read(key_file, "key file"))
     if file:
-        return Passphrase(_first_line(_read(file, "passphrase file")))
+        return Passphrase(line_of_file(file, "passphrase file"))
     if command:
-        return Passphrase(_first_line(_run(command)))
+        return Passphrase(line_of_command(command, "passphrase command"))
     return None
+
+
+def line_of_file(path: str, what: str) -> bytes:
+    """Its first line. Raises VmfsError, naming it as `what`."""
+    return _first_line(_read(path, what))
+
+
+def line_of_command(command: str, what: str) -> bytes:
+    """The first line that it prints. Raises VmfsError, naming it as `what`."""
+    return _first_line(_run(command, what))
 
 
 def find_secret(args: argparse.Namespace, settings: RepositorySettings, *, new: bool = False) -> Secret:
@@ -79,20 +89,18 @@ def _read(path: str, what: str) -> bytes:
         raise VmfsError(f"{what} {path}: {error.strerror}") from None
 
 
-def _run(command: str) -> bytes:
+def _run(command: str, what: str) -> bytes:
     try:
         words = shlex.split(command)
         return subprocess.run(words, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL).stdout
     except (ValueError, IndexError):
-        raise UsageError(
-            f"the passphrase command {command!r} cannot be understood; check its quotes"
-        ) from None
+        raise UsageError(f"the {what} {command!r} cannot be understood; check its quotes") from None
     except OSError as error:
-        raise VmfsError(f"the passphrase command cannot be run: {words[0]}: {error.strerror}") from None
+        raise VmfsError(f"the {what} cannot be run: {words[0]}: {error.strerror}") from None
     except subprocess.CalledProcessError as error:
         status = error.returncode
         how = f"failed with exit status {status}" if status > 0 else f"was ended by signal {-status}"
-        raise VmfsError(f"the passphrase command {how}") from None
+        raise VmfsError(f"the {what} {how}") from None
 
 
 def _first_line(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The configuration file: names for repositories, so that nobody has to type where they are.
+"""The configuration file: names for repositories and engines, so that nobody has to type where they are.
 
     default = "main"
 
@@ -7,6 +7,12 @@
     passphrase_file = "/etc/vmfs/main.pass"      # or passphrase_command, or key_file
     catalog = "postgresql+psycopg://vmfs@/vmfs"  # SQLite in the cache directory if left out
 
+    [engine.rhv]
+    url = "https://engine.example.com"
+    username = "backup@internal"
+    password_file = "/etc/vmfs/rhv.pass"         # or password_command, or the keyring
+    ca_file = "/etc/vmfs/rhv.ca.pem"             # the system's CAs if left out
+
 $VMFS_CONFIG if set; else ~/.config/vmfs/vmfs.toml over /etc/vmfs/vmfs.toml.
 """
 
@@ -14,9 +20,9 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import platformdirs
 
@@ -33,9 +39,22 @@ class RepositorySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineTable:
+    """What the file says of an engine; `insecure` is to believe whoever answers."""
+
+    url: str
+    username: str | None = None
+    password_file: str | None = None
+    password_command: str | None = None
+    ca_file: str | None = None
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     repositories: dict[str, RepositorySettings]
     default: str | None = None
+    engines: dict[str, EngineTable] = field(default_factory=dict)
 
     def find(self, name: str) -> RepositorySettings:
         """The repository of that name; a path or URL that is no name stands for itself."""
@@ -44,11 +63,21 @@ class Settings:
 
 def load_settings() -> Settings:
     """Raises VmfsError for a file that cannot be understood."""
-    if given := os.environ.get("VMFS_CONFIG"):
-        return _read(Path(given), required=True)
+    if os.environ.get("VMFS_CONFIG"):
+        return _read(own_config(), required=True)
     system = _read(Path("/etc/vmfs/vmfs.toml"))
-    user = _read(platformdirs.user_config_path("vmfs") / "vmfs.toml")
-    return Settings({**system.repositories, **user.repositories}, user.default or system.default)
+    user = _read(own_config())
+    return Settings(
+        {**system.repositories, **user.repositories},
+        user.default or system.default,
+        {**system.engines, **user.engines},
+    )
+
+
+def own_config() -> Path:
+    """The file of this user's: where a command writes what it is told to remember."""
+    given = os.environ.get("VMFS_CONFIG")
+    return Path(given) if given else platformdirs.user_config_path("vmfs") / "vmfs.toml"
 
 
 def _read(path: Path, *, required: bool = False) -> Settings:
@@ -63,30 +92,49 @@ def _read(path: Path, *, required: bool = False) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise VmfsError(f"configuration file {path}: {error}; correct it") from None
     try:
-        return _parse(tree)
+        return parse_settings(tree)
     except ValueError as error:
         raise VmfsError(f"configuration file {path}: {error}") from None
 
 
-def _parse(tree: dict[str, Any]) -> Settings:
-    """Raises ValueError."""
-    if unknown := tree.keys() - {"default", "repository"}:
+def parse_settings(tree: dict[str, Any]) -> Settings:
+    """Of a file that is valid TOML. Raises ValueError."""
+    if unknown := tree.keys() - {"default", "repository", "engine"}:
         raise ValueError(f"unknown key {min(unknown)!r}; remove it")
-    tables = tree.get("repository", {})
-    if not isinstance(tables, dict):
-        raise ValueError("repository is no table; write [repository.NAME]")
-    known = {item.name for item in fields(RepositorySettings)}
-    repositories = {}
-    for name, table in tables.items():
-        if not isinstance(table, dict) or "url" not in table:
-            raise ValueError(f"[repository.{name}] has no url; add one")
-        if unknown := table.keys() - known:
-            raise ValueError(f"[repository.{name}] has an unknown key {min(unknown)!r}; remove it")
-        for key, value in table.items():
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"[repository.{name}] has a {key} that is no text; put it in quotes")
-        repositories[name] = RepositorySettings(**table)
+    repositories = _tables(tree, "repository", RepositorySettings)
     default = tree.get("default")
     if default is not None and (not isinstance(default, str) or default not in repositories):
         raise ValueError(f"default names {default!r}, which is no [repository.…]; correct it")
-    return Settings(repositories, default)
+    engines = _tables(tree, "engine", EngineTable)
+    for name, engine in engines.items():
+        if engine.password_file and engine.password_command:
+            raise ValueError(f"[engine.{name}] has both password_file and password_command; remove one")
+    return Settings(repositories, default, engines)
+
+
+T = TypeVar("T", RepositorySettings, EngineTable)
+
+
+def _tables(tree: dict[str, Any], kind: str, make: type[T]) -> dict[str, T]:
+    """The tables [kind.NAME], by name. Raises ValueError."""
+    tables = tree.get(kind, {})
+    if not isinstance(tables, dict):
+        raise ValueError(f"{kind} is no table; write [{kind}.NAME]")
+    known = {item.name for item in fields(make)}
+    switches = {item.name for item in fields(make) if isinstance(item.default, bool)}
+    found = {}
+    for name, table in tables.items():
+        if not isinstance(table, dict) or "url" not in table:
+            raise ValueError(f"[{kind}.{name}] has no url; add one")
+        if unknown := table.keys() - known:
+            raise ValueError(f"[{kind}.{name}] has an unknown key {min(unknown)!r}; remove it")
+        for key, value in table.items():
+            if key in switches:
+                if not isinstance(value, bool):
+                    raise ValueError(
+                        f"[{kind}.{name}] has a {key} that is neither true nor false; correct it"
+                    )
+            elif not isinstance(value, str) or not value:
+                raise ValueError(f"[{kind}.{name}] has a {key} that is no text; put it in quotes")
+        found[name] = make(**table)
+    return found

@@ -1,0 +1,125 @@
+"""Checkpoints of a VM: the moments since which its disks' changes are known.
+
+Each one costs the host a bitmap on every disk, which grows with the disk and is written out at each stop of
+the VM. So those that no backup will start from again are removed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ingest.engine.errors import ConflictError, EngineError, NotFoundError, RefusedError
+from ingest.engine.marks import read_mark
+from ingest.engine.session import Engine
+from ingest.engine.values import text_of, utc
+from ingest.engine.vms import EngineVm
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """`valid` is what the engine believes: whether the bitmaps are, a backup will show. `created` is UTC."""
+
+    id: str
+    parent: str | None
+    valid: bool
+    created: datetime | None
+    description: str
+
+    @property
+    def repository(self) -> str | None:
+        """The beginning of the id of the repository that it was taken for, if its description tells."""
+        mark = read_mark(self.description)
+        return mark.repository if mark else None
+
+
+def list_checkpoints(engine: Engine, vm: EngineVm) -> list[Checkpoint]:
+    """Oldest first: each after its parent."""
+    service = _service(engine, vm)
+    found = engine.ask(f"VM {vm.name}: checkpoints", lambda: service.list(), repeat=True)
+    return _in_order(_checkpoint(item) for item in found)
+
+
+def checkpoint_disks(engine: Engine, vm: EngineVm, checkpoint_id: str) -> list[str]:
+    """Ids of the disks that took part. Raises NotFoundError."""
+    service = _service(engine, vm).checkpoint_service(checkpoint_id).disks_service()
+    what = f"VM {vm.name}: checkpoint {checkpoint_id}"
+    return sorted(disk.id for disk in engine.ask(what, lambda: service.list(), repeat=True))
+
+
+def remove_checkpoint(engine: Engine, vm: EngineVm, checkpoint_id: str, *, limit: float = 300.0) -> None:
+    """Remove it and wait until it is gone; nothing is done if it is already. Raises EngineError."""
+    service = _service(engine, vm).checkpoint_service(checkpoint_id)
+    what = f"VM {vm.name}: checkpoint {checkpoint_id}"
+    try:
+        engine.ask(what, lambda: service.remove(), repeat=True)
+    except NotFoundError:
+        return
+    engine.wait(
+        what,
+        lambda: [item.id for item in list_checkpoints(engine, vm)],
+        lambda ids: checkpoint_id not in ids,
+        limit=limit,
+    )
+
+
+def still_needed(newest_first: Iterable[Collection[str]], existing: Collection[str]) -> set[str]:
+    """Of the checkpoints that restore points record, a collection for each point, those that the next backup
+    will start from: the ones of the newest point that has one in the engine."""
+    for recorded in newest_first:
+        if found := set(recorded) & set(existing):
+            return found
+    return set()
+
+
+def prune_checkpoints(
+    engine: Engine, vm: EngineVm, *, keep: Collection[str], own: Collection[str], repository: str
+) -> list[str]:
+    """Remove those of ours that are not to be kept, oldest first. `own` are the ids that restore points
+    record; others are ours by their description, which begins the repository's id: `repository`, 8 hex
+    digits. Those of other products are left alone. What cannot be removed now is warned of. Returns the ids
+    removed."""
+    removed = []
+    for checkpoint in list_checkpoints(engine, vm):
+        if checkpoint.id in keep or not (checkpoint.id in own or checkpoint.repository == repository):
+            continue
+        try:
+            remove_checkpoint(engine, vm, checkpoint.id)
+        except (ConflictError, RefusedError) as error:
+            log.warning("a checkpoint that is not needed any more stays: %s", error)
+            # It is the same with the ones after it.
+            break
+        except EngineError as error:
+            log.warning("%s", error)
+            break
+        removed.append(checkpoint.id)
+    return removed
+
+
+def _service(engine: Engine, vm: EngineVm) -> Any:
+    return engine.services().vms_service().vm_service(vm.id).checkpoints_service()
+
+
+def _checkpoint(found: Any) -> Checkpoint:
+    return Checkpoint(
+        id=found.id,
+        parent=found.parent_id,
+        valid=text_of(found.state) != "invalid",
+        created=utc(found.creation_date),
+        description=found.description or "",
+    )
+
+
+def _in_order(found: Iterable[Checkpoint]) -> list[Checkpoint]:
+    left = {item.id: item for item in found}
+    ordered: list[Checkpoint] = []
+    while left:
+        ready = [item for item in left.values() if item.parent not in left] or list(left.values())
+        for item in ready:
+            ordered.append(left.pop(item.id))
+    return ordered

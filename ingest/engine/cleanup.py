@@ -1,0 +1,116 @@
+"""What an interrupted run of ours has left in the engine: found by the description that it gave, and ended.
+
+In this order: transfers, as a backup cannot be finalized under one; backups; snapshots that a hybrid backup
+has left; disks that a restore had not finished. What belongs to a run that is still alive is left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from ingest.engine import snapshots
+from ingest.engine.backups import finish_backup
+from ingest.engine.errors import BackupFailedError, BrokenChain, NotFoundError
+from ingest.engine.marks import read_mark
+from ingest.engine.session import Engine
+from ingest.engine.transfers import active_transfers, cancel_transfer
+from ingest.engine.values import text_of
+from ingest.engine.vms import EngineVm
+
+log = logging.getLogger(__name__)
+
+_ENDED = ("succeeded", "failed")
+
+
+def clean_up_backups(
+    engine: Engine, vm: EngineVm, *, repository: str, alive: Callable[[str], bool]
+) -> list[str]:
+    """End the backups of a VM that runs for this repository have left, with their transfers and snapshots.
+
+    `repository` begins the repository's id: 8 hex digits. `alive` tells of the id of a run whether it is
+    going on. Returns what was done, a line each, which is also logged as a warning. Raises EngineError when
+    what was left cannot be ended; a new backup would be refused.
+    """
+    service = engine.services().vms_service().vm_service(vm.id).backups_service()
+    found = engine.ask(f"VM {vm.name}: backups", lambda: service.list(), repeat=True)
+    ours = [item for item in found if _is_left(item.description, repository, alive)]
+    done: list[str] = []
+    for item in ours:
+        if text_of(item.phase) in _ENDED:
+            continue
+        disks = engine.ask(
+            f"VM {vm.name}: backup {item.id}",
+            lambda: service.backup_service(item.id).disks_service().list(),  # noqa: B023
+            repeat=True,
+        )
+        done += _cancel_transfers(engine, {disk.id for disk in disks})
+        try:
+            finish_backup(engine, vm, item.id, limit=snapshots.MERGE_LIMIT)
+        except (BackupFailedError, BrokenChain) as error:
+            log.debug("%s", error)
+        done.append(_say(f"VM {vm.name}: ended backup {item.id}, which an interrupted run had left"))
+    if all(text_of(item.phase) in _ENDED or item in ours for item in found):
+        # No backup goes on, so no snapshot of one is in use: a run that was killed cannot have told us which
+        # was its own.
+        left = snapshots.backup_snapshots(engine, vm)
+        removed = snapshots.remove_left_behind(engine, vm, left)
+        done += [
+            f"VM {vm.name}: removed snapshot {snapshot}, which a backup had left" for snapshot in removed
+        ]
+    return done
+
+
+def clean_up_disks(engine: Engine, *, repository: str, alive: Callable[[str], bool]) -> list[str]:
+    """Remove the disks, with their transfers, that restores from this repository have begun and not finished:
+    those with our description that belong to no VM. Arguments and result as in `clean_up_backups`."""
+    service = engine.services().disks_service()
+    found = engine.ask("disks", lambda: service.list(search="description=vmfs*"), repeat=True)
+    done: list[str] = []
+    for disk in found:
+        if not _is_left(disk.description, repository, alive) or disk.vms:
+            continue
+        done += _cancel_transfers(engine, {disk.id})
+        if remove_disk(engine, disk.id):
+            done.append(_say(f"removed disk {disk.id}, which an interrupted restore had left"))
+    return done
+
+
+def remove_disk(engine: Engine, disk_id: str, *, limit: float = 300.0) -> bool:
+    """Remove a disk and wait until it is gone; False if it was already. Raises EngineError."""
+    service = engine.services().disks_service().disk_service(disk_id)
+    what = f"disk {disk_id}"
+
+    def there() -> bool:
+        try:
+            service.get()
+        except Exception as error:
+            if getattr(error, "code", None) == 404:
+                return False
+            raise
+        return True
+
+    try:
+        engine.ask(what, lambda: service.remove(), repeat=True)
+    except NotFoundError:
+        return False
+    engine.wait(what, there, lambda now: not now, limit=limit)
+    return True
+
+
+def _cancel_transfers(engine: Engine, disk_ids: set[str]) -> list[str]:
+    done = []
+    for transfer in active_transfers(engine, disk_ids):
+        cancel_transfer(engine, transfer)
+        done.append(_say(f"ended image transfer {transfer.id}, which an interrupted run had left"))
+    return done
+
+
+def _is_left(description: str | None, repository: str, alive: Callable[[str], bool]) -> bool:
+    mark = read_mark(description)
+    return mark is not None and mark.repository == repository and not alive(mark.run)
+
+
+def _say(text: str) -> str:
+    log.warning("%s", text)
+    return text

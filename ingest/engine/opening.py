@@ -1,0 +1,185 @@
+"""The disks of a backup, opened for reading: a transfer and a source each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from threading import Lock
+from types import TracebackType
+from typing import NamedTuple
+
+from ingest.engine.backups import is_ready
+from ingest.engine.errors import (
+    BrokenChain,
+    ConflictError,
+    EngineError,
+    NotFoundError,
+    RefusedError,
+    TransferError,
+)
+from ingest.engine.session import Engine
+from ingest.engine.transfers import Transfer, download
+from ingest.engine.vms import EngineDisk, EngineVm
+from ingest.sources.base import BitmapError
+from ingest.sources.imageio import PATIENCE, Image
+from ingest.sources.ovirt import OvirtSource
+
+log = logging.getLogger(__name__)
+
+_OPENERS = 4
+"""Disks whose extents are asked for at once."""
+_RENEWALS = 5
+"""So often a transfer of one disk may be begun again."""
+_HURRIED_PATIENCE = 15.0
+"""Seconds for which conflicts are waited for then."""
+
+
+class Download:
+    """The download of one disk, begun again when it was lost on the way: the Access of an imageio client.
+
+    Use as a context manager. An end that fails after all was read is only warned of: the data are here.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        begin: Callable[[Engine], AbstractContextManager[Transfer]],
+        name: str,
+        *,
+        can_go_on: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`can_go_on` tells whether there is still a backup to transfer from. Raises EngineError
+        (TransferError, BrokenChain) when it cannot begin."""
+        self._can_go_on = can_go_on
+        self._name = name
+        self._lock = Lock()
+        self._begun = 0
+        self._ended = False
+        self._engine = engine
+        self._begin = begin
+        self._context, self._transfer = self._enter(engine)
+
+    @property
+    def url(self) -> str:
+        return self._transfer.url
+
+    @property
+    def proxy_url(self) -> str | None:
+        return self._transfer.proxy_url
+
+    def renew(self) -> None:
+        """Extend it; where the engine has paused it, go on, and where it has ended it, begin again. Raises
+        EngineError when that cannot be: BrokenChain when the bitmap is the reason."""
+        with self._lock:
+            if self._ended:
+                raise TransferError(f"the transfer of disk {self._name} has ended")
+            try:
+                self._transfer.check()
+                self._transfer.extend()
+            except BrokenChain:
+                raise
+            except TransferError as error:
+                self._go_on(error)
+
+    def __enter__(self) -> Download:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._ended = True
+            try:
+                self._context.__exit__(kind, error, trace)
+            except EngineError as failure:
+                if failure is not error:
+                    log.warning("disk %s: %s", self._name, failure)
+
+    def _go_on(self, error: TransferError) -> None:
+        if self._begun == _RENEWALS or not self._can_go_on():
+            raise error
+        self._begun += 1
+        log.warning("disk %s: %s; going on", self._name, error)
+        try:
+            self._transfer.resume()
+        except EngineError as failure:
+            log.debug("disk %s: %s", self._name, failure)
+        else:
+            return
+        with suppress(TransferError):
+            # Left by an exception, it is cancelled.
+            self._context.__exit__(type(error), error, None)
+        # A backup that is just ending looks like one that is not ready yet.
+        hurried = self._engine.with_patience(min(self._engine.patience, _HURRIED_PATIENCE))
+        self._context, self._transfer = self._enter(hurried)
+
+    def _enter(self, engine: Engine) -> tuple[AbstractContextManager[Transfer], Transfer]:
+        context = self._begin(engine)
+        try:
+            return context, context.__enter__()
+        except (ConflictError, RefusedError, NotFoundError) as error:
+            # The backup has ended meanwhile, or the disk is gone.
+            raise TransferError(str(error), code=error.code, fault=error.fault) from None
+
+
+class Opened(NamedTuple):
+    """`reason` is why the source cannot tell what changed, though it was asked to; None if it can."""
+
+    source: OvirtSource
+    reason: str | None
+
+
+@contextmanager
+def opened_sources(
+    engine: Engine,
+    vm: EngineVm,
+    disks: Sequence[EngineDisk],
+    *,
+    dirty: Collection[str],
+    backup_id: str | None = None,
+    host_id: str | None = None,
+    patience: float = PATIENCE,
+) -> Iterator[dict[str, Opened]]:
+    """A source of each disk, by id; those with an id in `dirty` tell what changed. Transfers end with the
+    context. Raises EngineError, SourceError."""
+    settings = engine.settings
+
+    def can_go_on() -> bool:
+        return backup_id is None or is_ready(engine, vm, backup_id)
+
+    with ExitStack() as stack:
+        images = {}
+        for disk in disks:
+
+            def begin(session: Engine, disk_id: str = disk.id) -> AbstractContextManager[Transfer]:
+                return download(session, disk_id=disk_id, backup_id=backup_id, host_id=host_id)
+
+            name = f"{vm.name}/{disk.alias}"
+            images[disk.id] = Image(
+                name,
+                stack.enter_context(Download(engine, begin, name, can_go_on=can_go_on)),
+                ca_file=settings.ca_file,
+                insecure=settings.insecure,
+                patience=patience,
+            )
+        with ThreadPoolExecutor(_OPENERS, "vmfs-open") as pool:
+            opening = {key: pool.submit(_open, image, key in dirty) for key, image in images.items()}
+            try:
+                found = {key: work.result() for key, work in opening.items()}
+            except BaseException:
+                # To list the extents of a huge disk takes long, and nobody wants them any more.
+                for image in images.values():
+                    image.stop()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        yield found
+
+
+def _open(image: Image, dirty: bool) -> Opened:
+    try:
+        return Opened(OvirtSource(image, dirty=dirty), None)
+    except BitmapError as error:
+        log.warning("%s; reading the disk in full", error)
+        return Opened(OvirtSource(image), str(error))
