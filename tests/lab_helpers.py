@@ -15,9 +15,23 @@ if str(TOOLS) not in sys.path:
     sys.path.insert(0, str(TOOLS))
 
 from lab.engine.model import Timing  # noqa: E402
+from lab.faults import FAULTS, UnknownFaultError  # noqa: E402
 from lab.lab import DEFAULT, LEGACY, DiskRecipe, Lab, LabVm  # noqa: E402
 
-__all__ = ["DEFAULT", "LEGACY", "MIB", "DiskRecipe", "Lab", "LabVm", "Timing", "needs_lab", "running_lab"]
+__all__ = [
+    "DEFAULT",
+    "FAULTS",
+    "LEGACY",
+    "MIB",
+    "TOOLS",
+    "DiskRecipe",
+    "Lab",
+    "LabVm",
+    "Timing",
+    "UnknownFaultError",
+    "needs_lab",
+    "running_lab",
+]
 
 MIB = 1 << 20
 MISSING = [tool for tool in ("qemu-nbd", "qemu-img", "qemu-storage-daemon") if not shutil.which(tool)]
