@@ -66,9 +66,7 @@ def register(subparsers: Any) -> None:
         metavar="N",
         help=f"connections to imageio for a disk; default {CONNECTIONS}",
     )
-    parser.add_argument(
-        "--pre", metavar="COMMAND", help="run COMMAND before the backup begins; there is none if it fails"
-    )
+    parser.add_argument("--pre", metavar="COMMAND", help="run COMMAND before the backup begins")
     parser.add_argument("--post", metavar="COMMAND", help="run COMMAND when all is done, or has failed")
     parser.add_argument(
         "--hook-timeout",

@@ -89,7 +89,7 @@ def _prune(args: argparse.Namespace) -> int:
         recorded = _recorded(repository, engine, vm)
         usable = {item.id for item in list_checkpoints(engine, vm) if item.valid}
         keep = set() if args.all else still_needed(recorded, usable)
-        own = {checkpoint for point in recorded for checkpoint in point}
+        own = {checkpoint for point in recorded for checkpoint in point.values()}
         removed = prune_checkpoints(engine, vm, keep=keep, own=own, repository=short_id(repository.id))
     if args.json:
         common.print_json({"vm": vm.name, "id": vm.id, "kept": sorted(keep), "removed": removed})
@@ -98,8 +98,8 @@ def _prune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _recorded(repository: Repository, engine: Engine, vm: EngineVm) -> list[set[str]]:
-    """The checkpoints of each restore point of the VM, newest first."""
+def _recorded(repository: Repository, engine: Engine, vm: EngineVm) -> list[dict[str, str]]:
+    """The checkpoints of each restore point of the VM, by disk id, newest first."""
     recorded = []
     for point_id in sorted(repository.point_ids(), reverse=True):
         try:
@@ -108,7 +108,7 @@ def _recorded(repository: Repository, engine: Engine, vm: EngineVm) -> list[set[
             log.warning("restore point %s is damaged: %s", point_id, error)
             continue
         if (manifest.vm.engine, manifest.vm.id) == (engine.id, vm.id):
-            recorded.append({disk.checkpoint for disk in manifest.disks if disk.checkpoint})
+            recorded.append({disk.id: disk.checkpoint for disk in manifest.disks if disk.checkpoint})
     return recorded
 
 

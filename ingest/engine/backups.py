@@ -305,12 +305,13 @@ def _query(vm: EngineVm, mode: Mode) -> dict[str, str]:
 
 
 def _is_of_checkpoint(error: EngineError) -> bool:
-    """Whether the engine refused because of the checkpoint, which it will again."""
+    """Whether the engine refused because of the checkpoint, or because not all of the disks can be backed up
+    incrementally (clusters of 4.4 and below, with raw or new disks): it will again."""
     if isinstance(error, ConflictError) and error.passing:
         return False
     told = error.fault.lower()
-    return isinstance(error, RefusedError | NotFoundError | ConflictError) and (
-        "checkpoint" in told or "bitmap" in told
+    return isinstance(error, RefusedError | NotFoundError | ConflictError) and any(
+        word in told for word in ("checkpoint", "bitmap", "incremental")
     )
 
 

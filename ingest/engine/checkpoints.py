@@ -7,7 +7,7 @@ the VM. So those that no backup will start from again are removed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -68,13 +68,15 @@ def remove_checkpoint(engine: Engine, vm: EngineVm, checkpoint_id: str, *, limit
     )
 
 
-def still_needed(newest_first: Iterable[Collection[str]], existing: Collection[str]) -> set[str]:
-    """Of the checkpoints that restore points record, a collection for each point, those that the next backup
-    will start from: the ones of the newest point that has one in the engine."""
+def still_needed(newest_first: Iterable[Mapping[str, str]], existing: Collection[str]) -> set[str]:
+    """Of the checkpoints that restore points record, by disk id for each point, those that the next backups
+    will start from: of each disk, the newest that the engine has."""
+    newest: dict[str, str] = {}
     for recorded in newest_first:
-        if found := set(recorded) & set(existing):
-            return found
-    return set()
+        for disk_id, checkpoint in recorded.items():
+            if checkpoint in existing:
+                newest.setdefault(disk_id, checkpoint)
+    return set(newest.values())
 
 
 def prune_checkpoints(

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -96,25 +97,34 @@ def _run(hook: Hook, told: Mapping[str, str]) -> str | None:
     """What went wrong, or None."""
     ours = {name: value for name, value in os.environ.items() if name not in _DROPPED}
     added = {f"VMFS_{name}": value.replace("\0", "") for name, value in told.items()}
-    try:
-        process = subprocess.Popen(
-            hook.words,
-            stdin=subprocess.DEVNULL,
-            stdout=_stderr(),
-            env={**ours, **added},
-            start_new_session=True,
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        started.append(
+            subprocess.Popen(
+                hook.words,
+                stdin=subprocess.DEVNULL,
+                stdout=_stderr(),
+                env={**ours, **added},
+                start_new_session=True,
+            )
         )
+
+    try:
+        # In another thread: an interruption here would leave a process that nobody knows of.
+        with ThreadPoolExecutor(1, "vmfs-hook") as pool:
+            pool.submit(start).result()
+        status = started[0].wait(hook.limit)
     except OSError as error:
         return f"cannot be run: {error.strerror}"
     except ValueError as error:
         return f"cannot be run: {error}"
-    try:
-        status = process.wait(hook.limit)
     except subprocess.TimeoutExpired:
-        _end(process)
+        _end(started[0])
         return f"was ended after {hook.limit:g} s; give it more time, or see why it hangs"
     except BaseException:
-        _end(process)
+        for process in started:
+            _end(process)
         raise
     if status == 0:
         return None

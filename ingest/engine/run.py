@@ -32,7 +32,7 @@ from ingest.engine.errors import (
     RefusedError,
     TransferError,
 )
-from ingest.engine.hooks import Hook
+from ingest.engine.hooks import Hook, HookError
 from ingest.engine.marks import make_mark, short_id
 from ingest.engine.opening import Opened, opened_sources
 from ingest.engine.parents import Chain, Parent, find_chain, full_reason
@@ -54,7 +54,7 @@ FACTS = "vm.json"
 """What the OVF does not say and a restore needs."""
 CONNECTIONS = 4
 
-_CONSISTENCY = re.compile(r"freez|frozen|consisten|quiesc|thaw", re.IGNORECASE)
+_CONSISTENCY = re.compile(r"freez|frozen|(?<!in)consisten|quiesc|thaw", re.IGNORECASE)
 
 
 class PolicyError(VmfsError):
@@ -147,7 +147,10 @@ class _VmBackup:
             raise
         if self._options.post:
             told = self._facts(aliases, point=point.id, result="success")
-            hooks.run_hook(self._options.post, told)
+            try:
+                hooks.run_hook(self._options.post, told)
+            except HookError as error:
+                raise HookError(f"{error}; restore point {point.id} is good") from None
         return Outcome(
             point=point,
             left_out=choice.left_out,
@@ -230,7 +233,7 @@ class _VmBackup:
         except BaseException as error:
             if self._point is None:
                 if checkpoint is not None:
-                    self._drop(checkpoint)
+                    self._drop(checkpoint, error)
                 raise
             if not isinstance(error, EngineError):
                 raise
@@ -356,13 +359,13 @@ class _VmBackup:
     def _hybrid(self) -> bool:
         return self._vm.level is None or self._vm.level >= HYBRID_LEVEL
 
-    def _drop(self, checkpoint: str) -> None:
-        """Of a backup that became no restore point."""
+    def _drop(self, checkpoint: str, error: BaseException) -> None:
+        """Of a backup that became no restore point, because of this error."""
         try:
-            checkpoints.remove_checkpoint(self._engine, self._vm, checkpoint, limit=60)
-        except EngineError as error:
-            # It is ours by its description, or harmless; the next run that ends well removes it.
-            log.debug("checkpoint %s stays for now: %s", checkpoint, error)
+            checkpoints.remove_checkpoint(self._engine.for_the_end(error), self._vm, checkpoint, limit=60)
+        except EngineError as failure:
+            # It is ours by its description; the next run that ends well removes it.
+            log.debug("checkpoint %s stays for now: %s", checkpoint, failure)
 
     def _prune(self, chain: Chain, point: Point) -> list[str]:
         """Remove the checkpoints that no backup will start from again."""

@@ -115,9 +115,9 @@ class Transfer:
             raise self._failure("the engine has ended it") from None
         if _phase(found) != "transferring":
             raise self._failure(f"it went to phase {_phase(found)}")
-        if not found.transfer_url and not found.proxy_url:
-            raise self._failure("the engine gave no URL for it")
         self._take(found)
+        if not self.url:
+            raise self._failure("the engine gave no https URL for it")
 
     def finish(self, limit: float, *, is_good: Callable[[], bool]) -> None:
         """The good end. `is_good` tells it where the engine has forgotten the transfer. Raises TransferError,
@@ -188,8 +188,13 @@ class Transfer:
         return self._engine.wait(self._what, lambda: self._service.get(), until, limit=limit)
 
     def _take(self, found: Any) -> None:
-        self.url = found.transfer_url or found.proxy_url or ""
-        self.proxy_url = found.proxy_url
+        # Ticket and data would go in clear otherwise.
+        direct, proxy = (
+            url if url and url.startswith("https://") else None
+            for url in (found.transfer_url, found.proxy_url)
+        )
+        self.url = direct or proxy or ""
+        self.proxy_url = proxy
         self.host_id = found.host.id if found.host else None
 
     def _events(self) -> list[events.EngineEvent]:

@@ -147,8 +147,9 @@ class Connection(ovirtsdk4.Connection):  # type: ignore[misc]
             )
         if "error" in answer or "error_code" in answer:
             told = str(answer.get("error_description") or answer.get("error") or answer["error_code"])
+            told = told.strip().rstrip(".")
             raise LoginError(
-                f"engine {self._settings.name}: login as {self._settings.username} failed: {told.strip()}; "
+                f"engine {self._settings.name}: login as {self._settings.username} failed: {told}; "
                 "check user name (with its profile, as in admin@internal) and password",
                 code=response.code,
                 fault=told,
@@ -157,15 +158,18 @@ class Connection(ovirtsdk4.Connection):  # type: ignore[misc]
 
     def _exchange(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None) -> Response:
         parts = urlsplit(self.url)
-        wire = http.client.HTTPSConnection(
-            parts.hostname or "", parts.port or 443, timeout=CONNECT_TIMEOUT, context=self._context
-        )
+        wire = http.client.HTTPConnection(parts.hostname or "", parts.port or 443)
+        wire.default_port = 443
         deadline = time.monotonic() + self._limit
         sent = False
         try:
-            wire.connect()
+            # Not by HTTPSConnection, which leaves a socket open when it is interrupted.
+            wire.sock = _connect(parts.hostname or "", parts.port or 443)
+            wire.sock = wire_socket = self._context.wrap_socket(
+                wire.sock, server_hostname=parts.hostname, do_handshake_on_connect=False
+            )
+            wire_socket.do_handshake()
             sent = True
-            wire_socket = wire.sock
             wire_socket.settimeout(self._limit)
             wire.request(
                 method,
@@ -209,6 +213,30 @@ class Connection(ovirtsdk4.Connection):  # type: ignore[misc]
         return response
 
 
+def _connect(host: str, port: int) -> socket.socket:
+    """To the first of the host's addresses that answers. Raises OSError."""
+    failure = OSError("it has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            found = socket.socket(family, kind, protocol)
+        except OSError as error:
+            # The machine may have no IPv6.
+            failure = error
+            continue
+        try:
+            found.settimeout(CONNECT_TIMEOUT)
+            found.connect(address)
+        except OSError as error:
+            failure = error
+            found.close()
+        except BaseException:
+            found.close()
+            raise
+        else:
+            return found
+    raise failure
+
+
 def tls_context(settings: EngineSettings) -> ssl.SSLContext:
     """Raises TrustError for a CA file that cannot be used."""
     if settings.insecure:
@@ -219,8 +247,7 @@ def tls_context(settings: EngineSettings) -> ssl.SSLContext:
         raise TrustError(f"CA file {settings.ca_file} holds no certificate in PEM form") from None
     except OSError as error:
         raise TrustError(
-            f"CA file {settings.ca_file}: {error.strerror}; "
-            f"get it with: vmfs-ingest engine trust {settings.host}"
+            f"CA file {settings.ca_file}: {error.strerror}; get it with: {_trust_command(settings)}"
         ) from None
     # CAs of engines set up long ago lack some of what RFC 5280 asks for; Python 3.13 minds by default.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -243,12 +270,17 @@ def distrust(error: ssl.SSLCertVerificationError, settings: EngineSettings) -> s
         return f"{why}; renew the engine's certificate (engine-setup --offline), or set this machine's clock"
     if error.verify_code in (62, 64):
         return f"{why}; use the name that the engine was set up with"
-    anew = f"vmfs-ingest engine trust {settings.host}"
+    anew = _trust_command(settings)
     if settings.ca_file is None:
         return (
             f"its certificate is not trusted ({why}); give --ca-file, or fetch the engine's CA with: {anew}"
         )
     return f"its certificate is not of the CA in {settings.ca_file} ({why}); if the CA was renewed: {anew}"
+
+
+def _trust_command(settings: EngineSettings) -> str:
+    named = "" if any(mark in settings.name for mark in ".:/") else f" --name {settings.name}"
+    return f"vmfs-ingest engine trust {base_url(settings.url)}{named}"
 
 
 def _unpack(data: bytes) -> bytes:

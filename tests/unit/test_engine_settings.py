@@ -363,7 +363,11 @@ def test_events_that_tell_of_something_else() -> None:
 
 
 def test_checkpoints_that_are_still_needed() -> None:
-    assert still_needed([{"c3"}, {"c2"}, {"c1"}], {"c1", "c2"}) == {"c2"}
-    assert still_needed([set(), {"c2"}], {"c2"}) == {"c2"}
-    assert still_needed([{"c3"}], set()) == set()
+    assert still_needed([{"a": "c3"}, {"a": "c2"}, {"a": "c1"}], {"c1", "c2"}) == {"c2"}
+    assert still_needed([{}, {"a": "c2"}], {"c2"}) == {"c2"}
+    assert still_needed([{"a": "c3"}, {"b": "c2"}, {"a": "c1", "b": "c1"}], {"c1", "c2", "c3"}) == {
+        "c2",
+        "c3",
+    }
+    assert still_needed([{"a": "c3"}], set()) == set()
     assert still_needed([], {"c1"}) == set()
