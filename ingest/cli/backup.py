@@ -7,16 +7,15 @@ import gc
 from contextlib import ExitStack
 from typing import Any
 
-from ingest.audit import Audit
-from ingest.cli.engines import add_engine_arguments, open_engine
+from ingest.audit import Audit, Finding
+from ingest.cli.engines import add_engine_arguments, connection_count, open_engine
+from ingest.cli.facts import disk_facts, disk_summary
 from ingest.engine.hooks import DEFAULT_LIMIT, make_hook
 from ingest.engine.run import CONNECTIONS, Options, Outcome, back_up_vm
 from vmfs.cli import common
 from vmfs.cli.progress import ProgressBars
 from vmfs.errors import UsageError
 from vmfs.format.manifest import Disk
-
-_MAX_CONNECTIONS = 32
 
 
 def register(subparsers: Any) -> None:
@@ -61,7 +60,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--connections",
-        type=_connections,
+        type=connection_count,
         default=CONNECTIONS,
         metavar="N",
         help=f"connections to imageio for a disk; default {CONNECTIONS}",
@@ -143,18 +142,10 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _disk_facts(disk: Disk, finding: Any) -> dict[str, Any]:
+def _disk_facts(disk: Disk, finding: Finding | None) -> dict[str, Any]:
     return {
-        "alias": disk.alias,
         "id": disk.id,
-        "size": disk.size,
-        "allocated": disk.allocated,
-        "mode": disk.mode,
-        "full_reason": disk.full_reason,
-        "checkpoint": disk.checkpoint,
-        "bytes_read": disk.bytes_read,
-        "bytes_new": disk.bytes_new,
-        "bytes_stored": disk.bytes_stored,
+        **disk_facts(disk),
         "audit": finding
         and {"compared": finding.compared, "read": finding.read, "mismatch": finding.mismatch},
     }
@@ -165,21 +156,12 @@ def _print(outcome: Outcome) -> None:
     print(f"Restore point {outcome.point.id} of {manifest.vm.name} ({manifest.consistency})")
     findings = {finding.alias: finding for finding in outcome.findings}
     for disk in manifest.disks:
-        print(f"  {disk.alias}: {_summary(disk)}{_audit(findings.get(disk.alias))}")
+        print(f"  {disk.alias}: {disk_summary(disk)}{_audit(findings.get(disk.alias))}")
     for alias, reason in outcome.left_out:
         print(f"  {alias}: left out ({reason})")
 
 
-def _summary(disk: Disk) -> str:
-    size = common.format_size
-    reason = f" ({disk.full_reason})" if disk.full_reason else ""
-    return (
-        f"{disk.mode}{reason}, {size(disk.bytes_read)} read of {size(disk.size)}, "
-        f"{size(disk.bytes_new)} new, {size(disk.bytes_stored)} stored"
-    )
-
-
-def _audit(finding: Any) -> str:
+def _audit(finding: Finding | None) -> str:
     if finding is None:
         return ""
     if finding.mismatch is not None:
@@ -195,12 +177,6 @@ def _percent(text: str) -> float:
     if not 0 < value <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is no share; give a percentage above 0, to 100")
     return value
-
-
-def _connections(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= _MAX_CONNECTIONS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {_MAX_CONNECTIONS}")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -17,6 +17,9 @@ from vmfs.errors import UsageError, VmfsError
 
 log = logging.getLogger(__name__)
 
+_MAX_CONNECTIONS = 32
+"""To imageio, for one disk."""
+
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """--engine, and what else says how to log in to it."""
@@ -36,6 +39,13 @@ def add_login_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--password-file", metavar="FILE", help="read the password from the first line of FILE"
     )
+
+
+def connection_count(text: str) -> int:
+    """For argparse."""
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= _MAX_CONNECTIONS):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of connections; use 1 to {_MAX_CONNECTIONS}")
+    return int(text)
 
 
 def find_engine(args: argparse.Namespace) -> EngineSettings:

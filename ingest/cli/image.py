@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.chain import find_parent, plan_disks
+from ingest.cli.facts import disk_facts, disk_summary
 from ingest.pipeline import ingest
 from ingest.sources.base import BitmapError
 from ingest.sources.qemu import FORMATS
@@ -18,7 +19,7 @@ from vmfs.cli import common
 from vmfs.cli.progress import ProgressBars
 from vmfs.errors import UsageError, VmfsError
 from vmfs.format.blob import MAX_PLAIN
-from vmfs.format.manifest import Disk, Vm, check_name
+from vmfs.format.manifest import Vm, check_name
 from vmfs.repo.repository import Point
 
 log = logging.getLogger(__name__)
@@ -163,20 +164,7 @@ def _facts(point: Point) -> dict[str, Any]:
         "vm": point.manifest.vm.name,
         "time": point.manifest.time.isoformat(),
         "parent": point.manifest.parent,
-        "disks": [
-            {
-                "alias": disk.alias,
-                "size": disk.size,
-                "allocated": disk.allocated,
-                "mode": disk.mode,
-                "full_reason": disk.full_reason,
-                "checkpoint": disk.checkpoint,
-                "bytes_read": disk.bytes_read,
-                "bytes_new": disk.bytes_new,
-                "bytes_stored": disk.bytes_stored,
-            }
-            for disk in point.manifest.disks
-        ],
+        "disks": [disk_facts(disk) for disk in point.manifest.disks],
         "artifacts": [{"name": item.name, "size": item.size} for item in point.manifest.artifacts],
     }
 
@@ -184,13 +172,4 @@ def _facts(point: Point) -> dict[str, Any]:
 def _print(point: Point) -> None:
     print(f"Restore point {point.id} of {point.manifest.vm.name}")
     for disk in point.manifest.disks:
-        print(f"  {disk.alias}: {_summary(disk)}")
-
-
-def _summary(disk: Disk) -> str:
-    size = common.format_size
-    reason = f" ({disk.full_reason})" if disk.full_reason else ""
-    return (
-        f"{disk.mode}{reason}, {size(disk.bytes_read)} read of {size(disk.size)}, "
-        f"{size(disk.bytes_new)} new, {size(disk.bytes_stored)} stored"
-    )
+        print(f"  {disk.alias}: {disk_summary(disk)}")

@@ -7,7 +7,7 @@ import gc
 from dataclasses import asdict
 from typing import Any
 
-from ingest.cli.engines import add_engine_arguments, open_engine
+from ingest.cli.engines import add_engine_arguments, connection_count, open_engine
 from ingest.engine.networks import parse_mapping
 from ingest.engine.restore import Restored, restore
 from ingest.engine.restore_plan import RestoreOptions
@@ -16,8 +16,6 @@ from vmfs.cli import common
 from vmfs.cli.progress import ProgressBars
 from vmfs.errors import UsageError
 from vmfs.repo.repository import Point
-
-_MAX_CONNECTIONS = 32
 
 
 def register(subparsers: Any) -> None:
@@ -84,7 +82,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--connections",
-        type=_connections,
+        type=connection_count,
         default=CONNECTIONS,
         metavar="N",
         help=f"connections to imageio for a disk; default {CONNECTIONS}",
@@ -142,12 +140,6 @@ def _options(args: argparse.Namespace) -> RestoreOptions:
         keep_failed=args.keep_failed,
         connections=args.connections,
     )
-
-
-def _connections(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= _MAX_CONNECTIONS):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of connections; use 1 to {_MAX_CONNECTIONS}")
-    return int(text)
 
 
 def _facts(point: Point, restored: Restored) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ingest.engine.errors import BackupFailedError, BrokenChain, NotFoundError
 from ingest.engine.marks import read_mark
 from ingest.engine.session import Engine
 from ingest.engine.transfers import active_transfers, cancel_transfer
-from ingest.engine.values import text_of
+from ingest.engine.values import found_by, text_of
 from ingest.engine.vms import EngineVm
 
 log = logging.getLogger(__name__)
@@ -81,20 +81,11 @@ def remove_disk(engine: Engine, disk_id: str, *, limit: float = 300.0) -> bool:
     service = engine.services().disks_service().disk_service(disk_id)
     what = f"disk {disk_id}"
 
-    def there() -> bool:
-        try:
-            service.get()
-        except Exception as error:
-            if getattr(error, "code", None) == 404:
-                return False
-            raise
-        return True
-
     try:
         engine.ask(what, lambda: service.remove(), repeat=True)
     except NotFoundError:
         return False
-    engine.wait(what, there, lambda now: not now, limit=limit)
+    engine.wait(what, lambda: found_by(service), lambda now: now is None, limit=limit)
     return True
 
 

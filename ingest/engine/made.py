@@ -13,6 +13,7 @@ from ingest.engine.errors import EngineError, NotFoundError
 from ingest.engine.marks import Mark, read_mark
 from ingest.engine.restore_plan import DiskPlan
 from ingest.engine.session import Engine
+from ingest.engine.values import found_by
 from ingest.engine.vms import get_disk
 from vmfs.errors import VmfsError
 
@@ -53,8 +54,8 @@ class Made:
             storage_domains=[types.StorageDomain(id=plan.domain.id)],
         )
         self._disks[plan.id] = plan
-        self._engine.create(what, lambda: service.add(wished), lambda: _found(service.disk_service(plan.id)))
         one = service.disk_service(plan.id)
+        self._engine.create(what, lambda: service.add(wished), lambda: found_by(one))
         made = self._engine.wait(
             what, lambda: one.get(), lambda disk: _status(disk) != "locked", limit=_CREATE_LIMIT
         )
@@ -157,7 +158,7 @@ def _remove_vm(engine: Engine, vm_id: str) -> None:
     what = f"VM {vm_id}"
 
     def status() -> str:
-        found = _found(service)
+        found = found_by(service)
         return "gone" if found is None else _status(found)
 
     if engine.wait(what, status, lambda now: now != "image_locked", limit=_REMOVE_LIMIT) == "gone":
@@ -167,16 +168,6 @@ def _remove_vm(engine: Engine, vm_id: str) -> None:
     except NotFoundError:
         return
     engine.wait(what, status, lambda now: now == "gone", limit=_REMOVE_LIMIT)
-
-
-def _found(service: Any) -> Any:
-    """The object, or None if the engine has none."""
-    try:
-        return service.get()
-    except Exception as error:
-        if getattr(error, "code", None) == 404:
-            return None
-        raise
 
 
 def _status(found: Any) -> str:

@@ -12,6 +12,7 @@ from ingest.engine.networks import find_profile, lost_profiles, macs_in_use, pla
 from ingest.engine.ovf import Changes, NewDisk, NewNic, rewrite_ovf
 from ingest.engine.restore_plan import DiskPlan, Plan
 from ingest.engine.session import Engine
+from ingest.engine.values import found_by
 from ingest.engine.vms import get_disk
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def import_vm(engine: Engine, plan: Plan, nics: dict[str, NewNic]) -> None:
     service = engine.services().vms_service()
     one = service.vm_service(plan.vm_id)
     what = f"VM {plan.name}"
-    engine.create(what, lambda: service.add(wished), lambda: _found(one))
+    engine.create(what, lambda: service.add(wished), lambda: found_by(one))
     engine.wait(
         what, lambda: one.get(), lambda vm: _status(vm) not in ("image_locked", ""), limit=_IMPORT_LIMIT
     )
@@ -130,15 +131,6 @@ def start_vm(engine: Engine, vm_id: str, name: str) -> None:
     )
     if _status(ended) not in ("up", "powering_up"):
         raise EngineError(f"VM {name} was restored, and does not start; see the engine's events")
-
-
-def _found(service: Any) -> Any:
-    try:
-        return service.get()
-    except Exception as error:
-        if getattr(error, "code", None) == 404:
-            return None
-        raise
 
 
 def _status(vm: Any) -> str:

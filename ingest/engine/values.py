@@ -1,9 +1,11 @@
-"""Values of the SDK's objects in plain Python."""
+"""The SDK's objects and their values in plain Python."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
+
+import ovirtsdk4
 
 
 def text_of(item: Any) -> str | None:
@@ -16,3 +18,12 @@ def utc(moment: datetime | None) -> datetime | None:
     if moment is None:
         return None
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def found_by(service: Any) -> Any:
+    """The object of an SDK service, None if the engine has none. For `Engine.ask` and the like, which
+    translate all other errors."""
+    try:
+        return service.get()
+    except ovirtsdk4.NotFoundError:
+        return None
