@@ -29,6 +29,7 @@ __all__ = [
     "LabVm",
     "Timing",
     "UnknownFaultError",
+    "login_options",
     "needs_lab",
     "running_lab",
 ]
@@ -45,3 +46,9 @@ def running_lab(folder: Path, *, timing: Timing | None = None) -> Iterator[Lab]:
         yield lab
         problems = list(lab.problems)
     assert not problems, "\n".join(problems)
+
+
+def login_options(lab: Lab) -> list[object]:
+    """Options by which a command finds the lab's engine, with no configuration file."""
+    login: list[object] = ["--engine", lab.url, "--username", lab.username]
+    return [*login, "--password-file", lab.password_file, "--ca-file", lab.ca_file]

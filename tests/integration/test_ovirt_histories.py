@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from command_helpers import Site, call
-from lab_helpers import DEFAULT, LEGACY, MIB, DiskRecipe, Lab, LabVm, needs_lab, running_lab
+from lab_helpers import DEFAULT, LEGACY, MIB, DiskRecipe, Lab, LabVm, login_options, needs_lab
 from mount_helpers import mounted
 
+pytest_plugins = "engine_fixtures"
 pytestmark = needs_lab
 
 CHUNK = 64 << 10
@@ -25,12 +26,6 @@ SIZES = {ROOT: 24 * MIB, RAW: 8 * MIB, SNAPPED: 16 * MIB}
 
 Write = tuple[str, int, int]
 """Disk alias, offset and length in bytes."""
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("lab")) as running:
-        yield running
 
 
 @pytest.fixture
@@ -109,10 +104,8 @@ class Guest:
 def back_up(lab: Lab, site: Site, vm: LabVm, *options: object) -> tuple[dict[str, Any], str]:
     """What the command tells, and the engine's id of the backup."""
     before = lab.backup_records(vm).keys()
-    login = ["--engine", lab.url, "--username", lab.username]
-    login += ["--password-file", lab.password_file, "--ca-file", lab.ca_file]
-    words = ["backup", site.repository, *site.options(), *login, "--vm", vm.name, "--json", *options]
-    facts = call("vmfs-ingest", *words).json()
+    words = ["backup", site.repository, *site.options(), *login_options(lab), "--vm", vm.name, "--json"]
+    facts = call("vmfs-ingest", *words, *options).json()
     (made,) = lab.backup_records(vm).keys() - before
     return facts, made
 

@@ -1,5 +1,5 @@
-"""The whole way round, by the commands: a VM with a file system is backed up, changed, destroyed, and restored
-from every point; what is in it is what was in it then."""
+"""The whole way round, by the commands: a VM with a file system is backed up, changed, destroyed, and
+restored from every point; what is in it is what was in it then."""
 
 from __future__ import annotations
 
@@ -12,23 +12,18 @@ from typing import Any
 
 import pytest
 from command_helpers import Site, call
-from lab_helpers import MIB, DiskRecipe, Lab, LabVm, needs_lab, running_lab
+from lab_helpers import MIB, DiskRecipe, Lab, LabVm, login_options, needs_lab
 
 from ingest.engine.session import Engine
 from ingest.engine.settings import EngineSettings
 
+pytest_plugins = "engine_fixtures"
 pytestmark = [needs_lab, pytest.mark.root]
 
 SIZE = 96 * MIB
 START = MIB
 Files = dict[str, str]
 """Digests by path."""
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with running_lab(tmp_path_factory.mktemp("lab")) as running:
-        yield running
 
 
 @pytest.fixture
@@ -38,10 +33,9 @@ def site(tmp_path: Path) -> Site:
     return made
 
 
-def command(lab: Lab, site: Site, name: str, *words: object) -> Any:
-    login = ["--engine", lab.url, "--username", lab.username]
-    login += ["--password-file", lab.password_file, "--ca-file", lab.ca_file]
-    return call("vmfs-ingest", name, site.repository, *words, *site.options(), *login, "--json").json()
+def command(lab: Lab, site: Site, name: str, *given: object) -> Any:
+    words = [name, site.repository, *given, *site.options(), *login_options(lab), "--json"]
+    return call("vmfs-ingest", *words).json()
 
 
 def file_system(folder: Path) -> Path:

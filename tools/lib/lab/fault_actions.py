@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lab.engine import backups, disks, snapshots, transfer_watch, vms
 from lab.engine.model import Checkpoint, Disk, Nic, Snapshot, Transfer, Vm, new_id
 from lab.faults import UnknownFaultError
+from lab.imageio import ImageioError
 from lab.machine import MachineError
 
 if TYPE_CHECKING:
@@ -220,7 +221,15 @@ class Actions:
         return undo
 
     def make_inactive(self, facts: Facts) -> None:
-        transfer_watch.inactive(self.core, self._transfer(facts))
+        """Where that ends the transfer, not before imageio refuses: else all might have been read by then."""
+        transfer = self._transfer(facts)
+        host, ticket = self.core.hosts[transfer.host_id or ""], transfer.ticket_id
+        transfer_watch.inactive(self.core, transfer)
+        if ticket is None or transfer.phase == "paused_system":
+            return
+        with contextlib.suppress(ImageioError):
+            while not host.imageio.get_ticket(ticket)["canceled"]:
+                self.core.pause(0.01)
 
     def pause_transfer(self, facts: Facts) -> None:
         transfer = self._transfer(facts)

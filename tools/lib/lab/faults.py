@@ -97,7 +97,7 @@ FAULTS = {
         ),
         Fault("ticket-not-renewed", "the engine does not renew a ticket (life=N: which ends after N s)", 11),
         Fault("transfer-paused", "the engine pauses a transfer", 11, True, "data"),
-        Fault("engine-finalizes-download", "the engine finalizes a download once it has been idle", 12),
+        Fault("engine-finalizes-download", "the engine finalizes a download before the client does: 404", 12),
         Fault("upload-verification", "the verification of an upload fails: the disk is illegal", 13),
         Fault("ticket-busy", "the ticket of a transfer cannot be removed for a while (seconds=N, 2)", 14),
         Fault("slow-extents", "imageio answers a request for extents late (seconds=N, 5)", 15),
@@ -139,9 +139,7 @@ FAULTS = {
         Fault("certificate-foreign", "the engine's certificate is another authority's", 0, True),
         Fault("imageio-certificate-expired", "the imageio daemons' certificates have expired", 0, True),
         Fault("mac-in-use", "another VM takes the MAC address of a VM's first NIC", 0, True),
-        Fault(
-            "ovf-hostile", "the engine's OVF of a VM is hostile XML (form=bomb|external|huge|broken)", 0, True
-        ),
+        Fault("ovf-hostile", "a VM's OVF is hostile (form=bomb|external|broken|huge|names)", 0, True),
         Fault("import-fails", "500 to making a VM from an OVF", 0),
     )
 }

@@ -153,6 +153,8 @@ class _Relay(BaseHTTPRequestHandler):
         for name, value in answer.getheaders():
             if name.lower() not in (*HOP_HEADERS, "date", "server"):
                 self.send_header(name, value)
+        if answer.will_close:
+            self.send_header("Connection", "close")  # the client then connects again by itself
         if answer.length is None:  # chunked, or till the end
             whole = answer.read()
             self.send_header("Content-Length", str(len(whole)))
@@ -163,8 +165,6 @@ class _Relay(BaseHTTPRequestHandler):
             self.end_headers()
             while block := answer.read(BLOCK):
                 self.wfile.write(block)
-        if answer.will_close:
-            self.close_connection = True
 
     do_GET = do_PUT = do_PATCH = do_OPTIONS = do_HEAD = do_POST = do_DELETE = _pass_on
 

@@ -120,7 +120,9 @@ def _loop(disk: Path, part: Partition) -> Iterator[str]:
     try:
         yield device
     finally:
-        # Not lazily: the next loop device on this file must see all that was written.
+        # Whoever else looks at the device puts off its end, and with it the writing of what is cached.
+        with open(device, "rb") as opened:
+            os.fsync(opened.fileno())
         subprocess.run(["losetup", "--detach", device], check=True)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from lab.engine import backups, disks, transfer_life, transfer_watch, vms
-from lab.engine.core import Engine
+from lab.engine.core import Engine, Stopped
 from lab.engine.errors import Refused
 from lab.engine.model import (
     AUTO_SNAPSHOT,
@@ -242,14 +241,8 @@ class Lab:
 
     def leftovers(self) -> list[str]:
         """What a client that has finished should not leave. [] when clean. Waits for what is ending."""
-        self.core.wait(lambda: not self._busy(), 30)
+        self.core.wait(lambda: self.core.idle, 30)
         return self._leftovers()
-
-    def _busy(self) -> bool:
-        return any(
-            each.phase.startswith(("finalizing", "cancelled", "resuming"))
-            for each in self.core.transfers.values()
-        ) or any(each.phase == "finalizing" for each in self.core.backups.values())
 
     def _leftovers(self) -> list[str]:
         found: list[str] = []
@@ -292,19 +285,17 @@ class Lab:
         self.sso.end_all()
         if unmonitored:
             backups.fail_unmonitored(self.core)
-        with contextlib.suppress(Exception):
+        try:
             self.core.pause(self.timing.restart if downtime is None else downtime)
-        if not self.core.stopping:
-            self.server.start()
+        except Stopped:
+            return
+        self.server.start()
 
     def kill_imageio(self, host: int = 0, *, restart: bool = True) -> None:
         """SIGKILL to the daemon of a host: all its tickets are gone."""
         self.hosts[host].imageio.kill()
         if restart:
             self.hosts[host].imageio.start()
-
-    def on_host(self, host: int, act: Callable[[ImageioHost], None]) -> None:
-        act(self.hosts[host].imageio)
 
 
 __all__ = ["DEFAULT", "GIB", "LEGACY", "DiskRecipe", "Lab", "LabVm", "Refused"]

@@ -17,7 +17,10 @@ def command_failed(engine: Engine, vm: Vm, command: str, text: str) -> None:
 
 
 def set_phase(engine: Engine, backup: Backup, phase: str) -> None:
+    """What has ended stays so, whatever its task still does."""
     with engine.lock:
+        if backup.phase in FINISHED_BACKUP:
+            return
         backup.phase = phase
         backup.modified = now()
         if phase in FINISHED_BACKUP:

@@ -98,7 +98,10 @@ def run_hybrid(engine: Engine, vm: Vm, backup: Backup) -> None:
     )
     engine.step()
     engine.faults.moment("backup-starting", vm=vm.id, backup=backup.id)
-    if backup.phase in FINISHED_BACKUP:
+    if backup.phase in FINISHED_BACKUP:  # it was aborted meanwhile: the engine takes back what it has begun
+        with engine.lock:
+            if snapshot in vm.snapshots:
+                vm.snapshots.remove(snapshot)
         return
     checkpoint_id = new_id()
     try:

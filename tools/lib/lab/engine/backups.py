@@ -59,6 +59,8 @@ def begin(
         with engine.job(f"Creating backup of VM {vm.name}", correlation_id):
             engine.faults.moment("backup-requested", vm=vm.id, backup=backup.id)
             engine.step()
+            if backup.phase in FINISHED_BACKUP:
+                return
             if kind == "hybrid":
                 backup_start.run_hybrid(engine, vm, backup)
             else:

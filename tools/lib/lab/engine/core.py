@@ -87,13 +87,15 @@ class Engine:
         """What clients are told for the URLs of imageio and of its proxy: faults change them (lab.gate)."""
         self._stop = threading.Event()
         self._tasks: set[threading.Thread] = set()
+        self._watches: set[threading.Thread] = set()
         self._sockets: Path | None = None
         self._macs = iter(range(1, 1 << 24))
 
     # Tasks.
 
-    def spawn(self, name: str, task: Callable[[], None]) -> None:
-        """Run `task` beside. What it raises is a problem of the lab, and fails the tests."""
+    def spawn(self, name: str, task: Callable[[], None], *, for_ever: bool = False) -> None:
+        """Run `task` beside. What it raises is a problem of the lab, and fails the tests. `for_ever`: it ends
+        with the lab."""
 
         def run() -> None:
             try:
@@ -114,6 +116,8 @@ class Engine:
                 return
             thread = threading.Thread(target=run, name=f"engine-{name}", daemon=True)
             self._tasks.add(thread)
+            if for_ever:
+                self._watches.add(thread)
         thread.start()
 
     def pause(self, seconds: float) -> None:
@@ -140,6 +144,12 @@ class Engine:
         """Wait for what tasks do; `condition` is asked under the lock."""
         with self.lock:
             return self.changed.wait_for(condition, seconds)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing that clients asked for is still being done."""
+        with self.lock:
+            return self._tasks <= self._watches
 
     @property
     def stopping(self) -> bool:

@@ -23,7 +23,7 @@ def monitor(engine: Engine) -> None:
                 _look(engine, transfer)
             _purge(engine)
 
-    engine.spawn("monitor", task)
+    engine.spawn("monitor", task, for_ever=True)
 
 
 def _look(engine: Engine, transfer: Transfer) -> None:

@@ -109,9 +109,10 @@ def finalize(engine: Engine, transfer: Transfer) -> None:
     """Under the engine's lock. One that has finished stays as it is."""
     if transfer.phase in FINISHED_TRANSFER or transfer.phase.startswith(("finalizing", "cancelled")):
         return
-    if transfer.direction == "download" and engine.faults.take(
-        "engine-finalizes-download", disk=transfer.disk_id
-    ):
+    spoiled = transfer.direction == "download" and (
+        engine.faults.take("engine-finalizes-download", disk=transfer.disk_id) is not None
+    )
+    if spoiled:
         end(engine, transfer, "finalizing_success")
         engine.transfers.pop(transfer.id, None)
         engine.forgotten[transfer.id] = transfer
