@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from qemu import QemuError
@@ -16,12 +17,14 @@ from vmfs.cli.common import parse_size
 
 from . import points
 from .contenders import Borg, Contender, Restic, Vmfs, need
+from .engine import EngineSection
 from .image import make_image
 from .process import BenchError, say
 from .results import Results, machine_facts, table
 from .suite import Suite
 
-SECTIONS = ("full", "again", "incremental", "mounts", "doubled", "points")
+SECTIONS = ("full", "again", "incremental", "mounts", "doubled", "points", "engine")
+GIB = 1 << 30
 
 
 def main() -> int:
@@ -46,8 +49,12 @@ def parse() -> argparse.Namespace:
         "files. Writes bench.md and bench.json, and prints the table. Needs root and a quiet machine.",
     )
     parser.add_argument("--image", type=Path, help="take this raw image; else one is made")
-    parser.add_argument("--size", type=parse_size, default=8 << 30, help="of the image to make; default 8G")
-    parser.add_argument("--data", type=parse_size, default=5 << 30, help="files to put into it; default 5G")
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        help="of the image to make; default 8G, for engine alone 4G",
+    )
+    parser.add_argument("--data", type=parse_size, help="files to put into it; default 5G and 2G")
     parser.add_argument(
         "--source",
         type=Path,
@@ -99,6 +106,8 @@ def measure(arguments: argparse.Namespace) -> int:
     if os.getuid() != 0:
         raise BenchError("mounting disks needs root; run: sudo tools/bench")
     need("qemu-storage-daemon")
+    if set(arguments.only) == {"engine"}:
+        arguments.no_peers = True
     if not arguments.no_peers:
         need("restic")
         need("borg")
@@ -121,39 +130,23 @@ def run_sections(arguments: argparse.Namespace, work: Path) -> None:
     peers: list[Contender] = [] if arguments.no_peers else [restic, borg]
     results = Results(arguments.out, machine_facts(work))
     results.facts["programs"] = ", ".join(contender.version() for contender in (vmfs, *peers))
-    chosen = arguments.only
-    if set(chosen) - {"points"}:
-        image = arguments.image
-        if image is None:
-            image = work / "image.raw"
-            sources = arguments.source or [Path("/usr"), Path("/opt")]
-            make_image(image, arguments.size, arguments.data, sources)
-        status = image.stat()
-        results.facts["image"] = (
-            f"{status.st_size / (1 << 30):.1f} GiB, {status.st_blocks * 512 / (1 << 30):.1f} GiB of it data"
-        )
-        suite = Suite(
-            base=image.resolve(),
-            disk=work / "disk.raw",
-            work=work,
-            python=Path(sys.executable),
-            vmfs=vmfs,
-            peers=peers,
-            rounds=arguments.rounds,
-            results=results,
-        )
-        suite.prepare()
-        # The others need a repository that is filled.
-        suite.full(arguments.rounds if "full" in chosen else 1)
-        for name, section in (
-            ("again", suite.again),
-            ("incremental", suite.incremental),
-            ("mounts", suite.mounts),
-            ("doubled", suite.doubled),
-        ):
-            if name in chosen:
-                section()
-        suite.clean()
+    chosen = set(arguments.only)
+    if chosen - {"points"}:
+        image = image_of(arguments, work, results, large=bool(chosen - {"points", "engine"}))
+        if chosen - {"points", "engine"}:
+            suite = Suite(
+                base=image,
+                disk=work / "disk.raw",
+                work=work,
+                python=Path(sys.executable),
+                vmfs=vmfs,
+                peers=peers,
+                rounds=arguments.rounds,
+                results=results,
+            )
+            run_suite(suite, chosen)
+        if "engine" in chosen:
+            EngineSection(image, work / "engine", vmfs, arguments.rounds, results).run()
     if "points" in chosen:
         for count in arguments.points:
             points.measure_vmfs(vmfs, results, count, arguments.rounds)
@@ -161,6 +154,36 @@ def run_sections(arguments: argparse.Namespace, work: Path) -> None:
             points.measure_restic(restic, results, arguments.peer_points, arguments.rounds)
             points.measure_borg(borg, results, arguments.peer_points, arguments.rounds)
     sys.stdout.write(table(results))
+
+
+def image_of(arguments: argparse.Namespace, work: Path, results: Results, *, large: bool) -> Path:
+    """The user's, or one that is made."""
+    image: Path | None = arguments.image
+    if image is None:
+        image = work / "image.raw"
+        size = arguments.size or (8 * GIB if large else 4 * GIB)
+        data = arguments.data or (5 * GIB if large else 2 * GIB)
+        make_image(image, size, data, arguments.source or [Path("/usr"), Path("/opt")])
+    status = image.stat()
+    results.facts["image"] = (
+        f"{status.st_size / GIB:.1f} GiB, {status.st_blocks * 512 / GIB:.1f} GiB of it data"
+    )
+    return image.resolve()
+
+
+def run_suite(suite: Suite, chosen: Collection[str]) -> None:
+    suite.prepare()
+    # The others need a repository that is filled.
+    suite.full(suite.rounds if "full" in chosen else 1)
+    for name, section in (
+        ("again", suite.again),
+        ("incremental", suite.incremental),
+        ("mounts", suite.mounts),
+        ("doubled", suite.doubled),
+    ):
+        if name in chosen:
+            section()
+    suite.clean()
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class Vmfs(_Program):
     def __init__(self, folder: Path, binaries: Path) -> None:
         super().__init__(folder)
         self._vmfs = binaries / "vmfs"
-        self._ingest = binaries / "vmfs-ingest"
+        self.ingest_command = binaries / "vmfs-ingest"
         self._passphrase = folder / "passphrase"
         self.env = {"VMFS_PASSPHRASE_FILE": str(self._passphrase), "VMFS_CACHE_DIR": str(folder / "cache")}
 
@@ -88,7 +88,7 @@ class Vmfs(_Program):
         """Back up a disk with more of the command's options. Gives also what it tells of the disk."""
         arguments = ["--vm", vm, f"disk={source}", "--json", *options]
         answer = self.folder / "answer.json"
-        cost = run([self._ingest, "image", self.repository, *arguments], self.env, self.log, answer)
+        cost = run([self.ingest_command, "image", self.repository, *arguments], self.env, self.log, answer)
         disk: dict[str, Any] = json.loads(answer.read_text())["disks"][0]
         return cost, disk
 

@@ -112,23 +112,52 @@ def point_rows(count: int) -> Sequence[Row]:
     )
 
 
+ENGINE_ROWS: Sequence[Row] = (
+    Row("engine backup", "full backup of a running VM", _rate),
+    Row("engine backup, command", "… the whole command", _seconds),
+    Row("engine backup, command, memory", "… its peak memory", _mebibytes),
+    Row("engine restore", "restore to a new disk", _rate),
+    Row("engine restore, command", "… the whole command", _seconds),
+    Row("engine restore, command, memory", "… its peak memory", _mebibytes),
+)
+
 COLUMNS = ("vmfs", "restic", "borg", "constant bytes", "dd")
+ENGINE_COLUMNS = ("vmfs", "imageio client", "bare loop")
 
 
 def table(results: Results) -> str:
     """Markdown: the median of each figure, and the facts of the machine."""
     many = (name for name in results.figures if " points: " in name)
     counts = sorted({int(name.split()[0].replace(",", "")) for name in many})
-    rows = [row for row in ROWS if row.measure in results.figures]
-    for count in counts:
-        rows += [row for row in point_rows(count) if row.measure in results.figures]
-    lines = [f"| | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS)]
-    for row in rows:
-        figures = results.figures[row.measure]
-        cells = [row.show(median(figures[name])) if name in figures else "" for name in COLUMNS]
-        lines.append(f"| {row.label} | {' | '.join(cells)} |")
+    rows = [*ROWS, *(row for count in counts for row in point_rows(count))]
+    lines = [*_table(results, rows, COLUMNS), *_engine_table(results)]
     facts = [f"- {name}: {value}" for name, value in results.facts.items()]
-    return "\n".join([*lines, "", *facts]) + "\n"
+    return "\n".join([*lines, *facts]) + "\n"
+
+
+def _table(results: Results, rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """Nothing where nothing was measured."""
+    measured = [row for row in rows if row.measure in results.figures]
+    if not measured:
+        return []
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    for row in measured:
+        figures = results.figures[row.measure]
+        cells = [row.show(median(figures[name])) if name in figures else "" for name in columns]
+        lines.append(f"| {row.label} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _engine_table(results: Results) -> list[str]:
+    """With what share vmfs reaches of each of the others."""
+    lines = _table(results, ENGINE_ROWS, ENGINE_COLUMNS)
+    shares = []
+    for measure in ("engine backup", "engine restore"):
+        figures = {name: median(each) for name, each in results.figures.get(measure, {}).items()}
+        for name in ENGINE_COLUMNS[1:]:
+            if "vmfs" in figures and name in figures:
+                shares.append(f"- {measure}: vmfs beside the {name}: {figures['vmfs'] / figures[name]:.0%}")
+    return [*lines, *shares]
 
 
 def machine_facts(work: Path) -> dict[str, object]:
