@@ -80,6 +80,7 @@ class Zygote:
 
 
 def _serve(pack_size: int) -> None:
+    import ingest.cli.backup
     import ingest.cli.image
     import ingest.cli.main
     import vmfs.catalog.catalog

@@ -23,7 +23,7 @@ from ingest.engine.session import Engine
 from ingest.engine.transfers import Transfer, download
 from ingest.engine.vms import EngineDisk, EngineVm
 from ingest.sources.base import BitmapError
-from ingest.sources.imageio import PATIENCE, Image
+from ingest.sources.imageio import PATIENCE, Image, RenewLater
 from ingest.sources.ovirt import OvirtSource
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class Download:
         self._name = name
         self._lock = Lock()
         self._begun = 0
+        self._told = ""
         self._ended = False
         self._engine = engine
         self._begin = begin
@@ -71,7 +72,7 @@ class Download:
 
     def renew(self) -> None:
         """Extend it; where the engine has paused it, go on, and where it has ended it, begin again. Raises
-        EngineError when that cannot be: BrokenChain when the bitmap is the reason."""
+        EngineError when that cannot be: BrokenChain when the bitmap is the reason; RenewLater."""
         with self._lock:
             if self._ended:
                 raise TransferError(f"the transfer of disk {self._name} has ended")
@@ -100,20 +101,29 @@ class Download:
     def _go_on(self, error: TransferError) -> None:
         if self._begun == _RENEWALS or not self._can_go_on():
             raise error
-        self._begun += 1
-        log.warning("disk %s: %s; going on", self._name, error)
+        if str(error) != self._told:
+            self._told = str(error)
+            log.warning("disk %s: %s; going on", self._name, error)
         try:
             self._transfer.resume()
         except EngineError as failure:
             log.debug("disk %s: %s", self._name, failure)
         else:
+            self._begun += 1
             return
         with suppress(TransferError):
             # Left by an exception, it is cancelled.
             self._context.__exit__(type(error), error, None)
         # A backup that is just ending looks like one that is not ready yet.
         hurried = self._engine.with_patience(min(self._engine.patience, _HURRIED_PATIENCE))
-        self._context, self._transfer = self._enter(hurried)
+        try:
+            self._context, self._transfer = self._enter(hurried)
+        except TransferError as failure:
+            # Not where the engine has refused it: where the host did, whose imageio may be just restarting.
+            if failure.code is not None or not self._can_go_on():
+                raise
+            raise RenewLater(str(failure)) from None
+        self._begun += 1
 
     def _enter(self, engine: Engine) -> tuple[AbstractContextManager[Transfer], Transfer]:
         context = self._begin(engine)

@@ -136,7 +136,7 @@ class _VmBackup:
         cleaned = clean_up_backups(
             self._engine, self._vm, repository=self._short_id, alive=partial(is_alive, self._repository)
         )
-        choice = choose_disks(self._vm, vm_disks(self._engine, self._vm), self._options.disks)
+        choice = self._choose()
         aliases = [disk.alias for disk in choice.disks]
         if self._options.pre:
             hooks.run_hook(self._options.pre, self._facts(aliases))
@@ -159,6 +159,9 @@ class _VmBackup:
             removed=removed,
         )
 
+    def _choose(self) -> Choice:
+        return choose_disks(self._vm, vm_disks(self._engine, self._vm), self._options.disks)
+
     def _back_up(self, choice: Choice) -> tuple[Point, list[str]]:
         present = checkpoints.list_checkpoints(self._engine, self._vm)
         chain = find_chain(
@@ -166,7 +169,8 @@ class _VmBackup:
             self._catalog,
             engine_id=self._engine.id,
             vm_id=self._vm.id,
-            disks=[disk.id for disk in choice.disks],
+            # One that was qcow2 by a snapshot may be raw again: no checkpoint is of use to it.
+            disks=[disk.id for disk in choice.disks if disk.format != "raw"],
             valid=[item.id for item in present if item.valid],
             present=[item.id for item in present],
         )
@@ -206,6 +210,8 @@ class _VmBackup:
                 log.warning("%s; downloading the disks of the VM, which is down", error)
                 return self._download(choice, f"the engine did not back up the VM, which is down: {error}")
             self._vm = get_vm(self._engine, self._vm.id)
+            # A disk may have been removed, or resized: perhaps that was why.
+            choice = self._choose()
 
     def _break(self, error: VmfsError) -> tuple[str, None]:
         log.warning("%s; reading all disks in full", error)
@@ -372,11 +378,12 @@ class _VmBackup:
         newest = dict(chain.newest)
         newest.update({disk.id: disk.checkpoint for disk in point.manifest.disks if disk.checkpoint})
         try:
-            attached = {disk.id for disk in vm_disks(self._engine, self._vm)}
+            found = vm_disks(self._engine, self._vm)
+            of_use = {disk.id for disk in found if disk.format != "raw"}
             return checkpoints.prune_checkpoints(
                 self._engine,
                 self._vm,
-                keep={checkpoint for disk_id, checkpoint in newest.items() if disk_id in attached},
+                keep={checkpoint for disk_id, checkpoint in newest.items() if disk_id in of_use},
                 own=chain.recorded,
                 repository=self._short_id,
             )

@@ -59,8 +59,12 @@ class Access(Protocol):
         """On the engine's proxy."""
 
     def renew(self) -> None:
-        """After a refusal: do what lets the client in again; the URLs may be others then. Raises VmfsError
-        when nothing does."""
+        """After a refusal: do what lets the client in again; the URLs may be others then. Raises RenewLater
+        when nothing does for now, VmfsError when nothing ever will."""
+
+
+class RenewLater(Exception):
+    """The access could not be renewed, but may be a little later: its host is being restarted."""
 
 
 class ImageExtent(NamedTuple):
@@ -174,9 +178,10 @@ class Image:
                 continue
             now = monotonic()
             began = now if began is None else began
-            if refused:
-                # Also after an error of the server's: the engine may know more of what has happened.
-                self._renew(what, problem)
+            # Also after an error of the server's: the engine may know more of what has happened.
+            if refused and not self._renew(what, problem):
+                # The proxy answers for a host that is away.
+                final, server_errors = False, 0
             if final or now - began > self._patience:
                 raise SourceError(f"disk {self.name}: {what}: {problem}; run the backup again")
             log.debug("disk %s: %s: %s; trying again", self.name, what, problem)
@@ -199,9 +204,13 @@ class Image:
                 with suppress(OSError):
                     waiting.shutdown(socket.SHUT_RDWR)
 
-    def _renew(self, what: str, problem: str) -> None:
+    def _renew(self, what: str, problem: str) -> bool:
+        """False if it cannot be now."""
         try:
             self._access.renew()
+        except RenewLater as error:
+            log.debug("disk %s: %s: %s", self.name, what, error)
+            return False
         except SourceError:
             raise
         except VmfsError as error:
@@ -209,6 +218,7 @@ class Image:
             # The class tells what may be done next.
             error.args = (f"disk {self.name}: {error}",)
             raise
+        return True
 
     def _reach(self, connect: Callable[[str], T]) -> T:
         """The host first; the proxy is the engine's, and all hosts share it."""
@@ -218,6 +228,9 @@ class Image:
         for url, by_proxy in reversed(ways) if self._by_proxy else ways:
             try:
                 result = connect(url)
+            except ssl.SSLCertVerificationError:
+                # The proxy would not trust it either, and not say why.
+                raise
             except (OSError, HTTPException) as error:
                 log.debug("disk %s: %s: %s", self.name, urlsplit(url).netloc, _shown(error))
                 failure = error if failure is None or not by_proxy else failure

@@ -173,6 +173,9 @@ class ImageioHost:
         except ImageioError as error:
             if error.status != http.client.NOT_FOUND:
                 raise
+            # A daemon that was restarted while the ticket was being added.
+            with self._lock:
+                self._present.discard(uuid)
             return None
         deadline = time.monotonic() + self._remove_timeout
         while True:

@@ -58,6 +58,8 @@ def _open(engine: Engine, transfer: Transfer, disk: Disk) -> None:
         if transfer.phase != "initializing":
             # Cancelled meanwhile.
             return
+        # Before the faults of the moment, which may end it: the end waits for the opening.
+        transfer.opening = False
         set_phase(engine, transfer, "transferring")
     facts = {"transfer": transfer.id, "disk": disk.id, "vm": transfer.vm_id, "backup": transfer.backup_id}
     engine.faults.moment("transferring", **facts)
