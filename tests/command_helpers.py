@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -53,6 +54,12 @@ def call(program: str, *argv: object) -> Done:
 def program(name: str) -> str:
     """The path of the installed console script."""
     return str(Path(sys.executable).with_name(name))
+
+
+def unmeasured() -> dict[str, str]:
+    """The environment without coverage: a thread that an exception of a signal handler ends in coverage.py
+    keeps its lock, and all others wait for it for ever."""
+    return {name: value for name, value in os.environ.items() if name != "COVERAGE_PROCESS_START"}
 
 
 def spawn(name: str, *argv: object, **options: Any) -> subprocess.CompletedProcess[bytes]:

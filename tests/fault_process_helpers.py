@@ -38,13 +38,16 @@ class Zygote:
 
     def __init__(self, place: Path, pack_size: int) -> None:
         """`pack_size` in bytes is what packs are closed at; the runs' output goes to a file in `place`."""
+        # Not for the process itself, which has no need of the tests' modules.
+        from command_helpers import unmeasured
+
         self._output = place / "output"
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(pack_size)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"VMFS_CACHE_DIR": str(place / "cache")},
+            env=unmeasured() | {"VMFS_CACHE_DIR": str(place / "cache")},
         )
 
     def __enter__(self) -> Self:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_helpers import Site, call, program
+from command_helpers import Site, call, program, unmeasured
 from lab_helpers import LEGACY, MIB, Lab, LabVm, needs_lab
 from ovirt_helpers import CHUNK, both_modes, make_vm
 
@@ -114,7 +113,7 @@ def spawn_backup(site: Site, vm: LabVm) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ},
+        env=unmeasured(),
     )
 
 

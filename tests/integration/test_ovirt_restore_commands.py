@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_helpers import Done, Site, call, program
+from command_helpers import Done, Site, call, program, unmeasured
 from lab_helpers import DiskRecipe, Lab, LabVm, needs_lab, running_lab
 
 pytestmark = needs_lab
@@ -53,7 +52,7 @@ class User:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=os.environ | self.environment,
+            env=unmeasured() | self.environment,
         )
 
     def check_disks(self, found: list[dict[str, Any]], folder: Path) -> None:

@@ -13,6 +13,9 @@ from ingest.engine.xmlspans import MAX_DEPTH, MAX_ELEMENTS, MAX_SIZE
 NEW = [f"beef0000-0000-4000-8000-00000000000{number}" for number in range(6)]
 SAME = {disk: NewDisk(id=disk) for disk in DISKS}
 
+BOMB_SECONDS = 60
+"""Of processor time: what goes off takes hours."""
+
 
 def replaced(*pairs: tuple[str, str], base: bytes = PLAIN) -> bytes:
     """The OVF with these texts instead of those, each of which must be there."""
@@ -219,7 +222,7 @@ def test_hostile(name: str) -> None:
     begun = time.process_time()
     with pytest.raises(OvfError) as caught:
         parse_ovf(data)
-    assert time.process_time() - begun < 5
+    assert time.process_time() - begun < BOMB_SECONDS
     text = str(caught.value)
     assert message.replace("\\\\", "\\") in text
     assert text.startswith("the kept OVF cannot be used: ")
@@ -235,7 +238,7 @@ def test_many_comments_are_no_work() -> None:
     data = replaced(("<Comment></Comment>", f"<Comment>{text}</Comment>"))
     begun = time.process_time()
     assert parse_ovf(data).name == "web"
-    assert time.process_time() - begun < 5
+    assert time.process_time() - begun < BOMB_SECONDS
 
 
 def test_unknown_disk() -> None:
