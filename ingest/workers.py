@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from threading import Semaphore
 from typing import Any, ParamSpec, TypeVar
 
+from ingest.memory import Memory, is_zero
 from ingest.plan import Run
 from ingest.sources.base import DiskSource, Interruptible, SourceReader
 
@@ -36,8 +37,9 @@ def default_workers() -> int:
 class Readers:
     """Connections to one source, each made by the first thread that finds none free, `limit` at most."""
 
-    def __init__(self, source: DiskSource, limit: int) -> None:
+    def __init__(self, source: DiskSource, limit: int, memory: Memory) -> None:
         self.source = source
+        self._memory = memory
         self._places = Semaphore(limit)
         self._free: SimpleQueue[SourceReader] = SimpleQueue()
 
@@ -47,7 +49,7 @@ class Readers:
             try:
                 reader = self._free.get_nowait()
             except Empty:
-                reader = self.source.reader()
+                reader = self.source.reader(self._memory)
             try:
                 yield reader
             finally:
@@ -68,11 +70,12 @@ class Workers:
         self.chunk_size = chunk_size
         self._window = 4 * count
         self._batch = max(1, BATCH // chunk_size)
-        self._zeros = bytes(chunk_size)
         self._executor = ThreadPoolExecutor(count, "vmfs-ingest")
-        self._buffers: SimpleQueue[bytearray] = SimpleQueue()
-        for _ in range(count):
-            self._buffers.put(bytearray(self._batch * chunk_size))
+        buffer = self._batch * chunk_size
+        self._memory = Memory(count * buffer)
+        self._buffers: SimpleQueue[memoryview] = SimpleQueue()
+        for at in range(0, count * buffer, buffer):
+            self._buffers.put(self._memory.view[at : at + buffer])
         self._readers: list[Readers] = []
         self._count = count
         self._ready: SimpleQueue[int | BaseException] = SimpleQueue()
@@ -89,10 +92,11 @@ class Workers:
         self._executor.shutdown(wait=True, cancel_futures=True)
         for readers in self._readers:
             readers.close()
+        self._memory.close()
 
     def readers(self, source: DiskSource, limit: int | None) -> Readers:
         """Closed with the workers, or before that by the caller."""
-        readers = Readers(source, min(limit or self._count, self._count))
+        readers = Readers(source, min(limit or self._count, self._count), self._memory)
         self._readers.append(readers)
         return readers
 
@@ -169,16 +173,12 @@ class Workers:
             chunk = self.chunk_size
             start = batch.first * chunk
             wanted = min(batch.chunks * chunk, readers.source.size - start)
-            with memoryview(buffer) as view:
-                with readers.borrow() as reader, view[:wanted] as target:
-                    reader.readinto(start, target)
-                # The last chunk of a disk reaches past its end, as zeros.
-                view[wanted : batch.chunks * chunk] = bytes(batch.chunks * chunk - wanted)
-                # startswith is a plain memcmp: the cheapest test for zeros there is.
-                return [
-                    None if buffer.startswith(self._zeros, at) else make(view[at : at + chunk])
-                    for at in range(0, batch.chunks * chunk, chunk)
-                ]
+            with readers.borrow() as reader:
+                reader.readinto(start, buffer[:wanted])
+            # The last chunk of a disk reaches past its end, as zeros.
+            buffer[wanted : batch.chunks * chunk] = bytes(batch.chunks * chunk - wanted)
+            chunks = (buffer[at : at + chunk] for at in range(0, batch.chunks * chunk, chunk))
+            return [None if is_zero(chunk) else make(chunk) for chunk in chunks]
         finally:
             self._buffers.put(buffer)
 

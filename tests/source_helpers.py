@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import NamedTuple
 
-from ingest.sources import DiskSource, open_source, parse_spec
+from ingest.memory import Memory
+from ingest.sources import DiskSource, SourceReader, open_source, parse_spec
 
 
 def opened(
@@ -16,9 +19,24 @@ def opened(
     return closing(open_source(spec, bitmap=bitmap))
 
 
+class Reading(NamedTuple):
+    reader: SourceReader
+    buffer: memoryview
+
+    def read(self, offset: int) -> bytes:
+        # Zeros would hide what a reader leaves out.
+        self.buffer[:] = b"\xff" * len(self.buffer)
+        self.reader.readinto(offset, self.buffer)
+        return bytes(self.buffer)
+
+
+@contextmanager
+def reading(source: DiskSource, length: int) -> Iterator[Reading]:
+    """A reader, and a buffer of so many bytes that it can fill."""
+    with closing(Memory(length)) as memory, closing(source.reader(memory)) as reader:
+        yield Reading(reader, memory.view)
+
+
 def read(source: DiskSource, offset: int, length: int) -> bytes:
-    # Zeros would hide what a reader leaves out.
-    buffer = bytearray(b"\xff" * length)
-    with closing(source.reader()) as reader:
-        reader.readinto(offset, memoryview(buffer))
-    return bytes(buffer)
+    with reading(source, length) as opened:
+        return opened.read(offset)

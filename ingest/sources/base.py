@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from ingest.memory import Memory
 from vmfs.errors import VmfsError
 
 
@@ -57,7 +58,8 @@ class DiskSource(Protocol):
         extents within [0, size). A changed extent that reads as zeros has `zero` set. None when the source
         was opened with no bitmap."""
 
-    def reader(self) -> SourceReader: ...
+    def reader(self, memory: Memory, /) -> SourceReader:
+        """It reads into buffers that are parts of `memory`."""
 
     def close(self) -> None: ...
 

@@ -9,6 +9,7 @@ import stat
 import struct
 from collections.abc import Iterator
 
+from ingest.memory import Memory
 from ingest.sources.base import Extent, SourceError
 from vmfs.format.manifest import SECTOR
 
@@ -59,7 +60,7 @@ class FileSource:
         """A raw disk has no dirty bitmap."""
         return None
 
-    def reader(self) -> FileReader:
+    def reader(self, _: Memory | None = None) -> FileReader:
         return FileReader(self.name, self._fd)
 
     def close(self) -> None:

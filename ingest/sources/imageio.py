@@ -14,6 +14,7 @@ import ssl
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from threading import Event, Lock
 from time import monotonic
@@ -24,6 +25,7 @@ from ovirt_imageio._internal import http as imageio_http
 from ovirt_imageio.client import ImageioClient
 
 from ingest.sources.base import BitmapError, SourceError
+from ingest.sources.fetcher import Fetcher
 from vmfs.errors import VmfsError
 
 log = logging.getLogger(__name__)
@@ -37,8 +39,6 @@ EXTENTS_TIMEOUT = 3600.0
 """Seconds that the server may take to list the extents of a disk."""
 
 _CONNECT_TIMEOUT = 10.0
-_BUFFER = 256 << 10
-"""Of a client, bytes: small enough to stay in the processor's cache until it is copied to its place."""
 _PIECE = 1 << 20
 _MAX_PAUSE = 5.0
 _FORBIDDEN, _NOT_FOUND = 403, 404
@@ -124,16 +124,27 @@ class Image:
         self._stopped = Event()
         self._lock = Lock()
         self._by_proxy = False
-        self._sockets: dict[int, socket.socket] = {}
+        self._waits: set[Callable[[], None]] = set()
+        """What ends the wait of each that waits for the server."""
 
-    def client(self) -> ImageioClient:
-        """Connected: to the host, or where that cannot be reached to the proxy. Raises what `persist` sorts
-        out."""
-        return self._reach(
-            lambda url: ImageioClient(
-                url, cafile=self._ca_file, secure=not self._insecure, buffer_size=_BUFFER
-            )
-        )
+    def max_readers(self) -> int:
+        """Connections that may read at once. Raises SourceError."""
+
+        def ask(url: str) -> int:
+            client = ImageioClient(url, cafile=self._ca_file, secure=not self._insecure)
+            try:
+                return max(1, int(client.max_readers))
+            finally:
+                # It says goodbye to a server that may be gone.
+                with suppress(OSError, HTTPException):
+                    client.close()
+
+        return self.persist("connection", lambda: self._reach(ask))
+
+    def connect(self, fetcher: Fetcher) -> None:
+        """To the host, or where that cannot be reached to the proxy. Raises what `persist` sorts out."""
+        with self.interruptible(fetcher.abort):
+            self._reach(lambda url: fetcher.connect(url, ca_file=self._ca_file, secure=not self._insecure))
 
     def extents(self, context: Context) -> Extents:
         """Raises BitmapError when there are no dirty extents to be had, SourceError."""
@@ -190,19 +201,24 @@ class Image:
             pause = min(max(0.1, pause * 2), _MAX_PAUSE)
 
     @contextmanager
-    def interruptible(self, client: ImageioClient) -> Iterator[None]:
-        """While the client waits for the server, `stop` ends its connection."""
-        # The client has no call that ends another thread's wait.
-        connection = getattr(getattr(client, "_backend", None), "_con", None)
-        with self._registered(getattr(connection, "sock", None)):
+    def interruptible(self, end: Callable[[], None]) -> Iterator[None]:
+        """While it lasts, `stop` calls `end`, which ends a wait for the server."""
+        with self._lock:
+            self._waits.add(end)
+        try:
+            if self._stopped.is_set():
+                raise ConnectionAbortedError("stopped")
             yield
+        finally:
+            with self._lock:
+                self._waits.remove(end)
 
     def stop(self) -> None:
         self._stopped.set()
         with self._lock:
-            for waiting in self._sockets.values():
+            for end in self._waits:
                 with suppress(OSError):
-                    waiting.shutdown(socket.SHUT_RDWR)
+                    end()
 
     def _renew(self, what: str, problem: str) -> bool:
         """False if it cannot be now."""
@@ -260,7 +276,7 @@ class Image:
         try:
             connection.connect()
             connection.sock.settimeout(EXTENTS_TIMEOUT)
-            with self._registered(connection.sock):
+            with self.interruptible(partial(connection.sock.shutdown, socket.SHUT_RDWR)):
                 connection.request("GET", f"{parts.path}/extents?context={context}")
                 answer = connection.getresponse()
                 if answer.status != 200:
@@ -277,21 +293,6 @@ class Image:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
-
-    @contextmanager
-    def _registered(self, connection: socket.socket | None) -> Iterator[None]:
-        if connection is None:
-            yield
-            return
-        with self._lock:
-            self._sockets[id(connection)] = connection
-        try:
-            if self._stopped.is_set():
-                raise ConnectionAbortedError("stopped")
-            yield
-        finally:
-            with self._lock:
-                del self._sockets[id(connection)]
 
 
 class _Missing(SourceError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ingest.memory import Memory
 from ingest.nbd import Address, CommandError, Connection, NbdError, ProtocolError, wire
 from ingest.sources.base import BitmapError, Extent, SourceError
 from vmfs.format.manifest import MAX_DISK_SIZE, SECTOR
@@ -68,7 +69,7 @@ class NbdSource:
         Raises SourceError."""
         return None if self._context is None else _merge(self._dirty(self._context))
 
-    def reader(self) -> NbdReader:
+    def reader(self, _: Memory | None = None) -> NbdReader:
         spare = self._spare([])
         return NbdReader(self.name, self.size, spare or self._main, owned=spare is not None)
 

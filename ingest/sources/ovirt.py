@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
-from ovirt_imageio.client import ImageioClient
-
+from ingest.memory import Memory
 from ingest.sources.base import Extent, SourceError
+from ingest.sources.fetcher import Fetcher
 from ingest.sources.imageio import Extents, Image, ImageExtent
 from vmfs.format.manifest import MAX_DISK_SIZE, SECTOR
 
@@ -25,11 +24,7 @@ class OvirtSource:
         self._image = image
         self._whole: Extents | None = None
         self._dirty: Extents | None = None
-        first = image.persist("connection", image.client)
-        try:
-            self.max_readers = max(1, int(first.max_readers))
-        finally:
-            _close(first)
+        self.max_readers = image.max_readers()
         if dirty:
             self._dirty = self._image.extents("dirty")
         known = self._dirty or self._zero_extents()
@@ -55,8 +50,8 @@ class OvirtSource:
         # Servers before 2.1 do not say which of the changed extents read as zeros.
         return crossed(changed, self._zero_extents())
 
-    def reader(self) -> OvirtReader:
-        return OvirtReader(self._image, self.size)
+    def reader(self, memory: Memory) -> OvirtReader:
+        return OvirtReader(self._image, self.size, memory)
 
     def interrupt(self) -> None:
         """Whoever waits for the host gives up now, and nothing can be read any more."""
@@ -76,10 +71,12 @@ class OvirtSource:
 class OvirtReader:
     """A connection of its own, made when it is first needed and again when it has ended."""
 
-    def __init__(self, image: Image, size: int) -> None:
+    def __init__(self, image: Image, size: int, memory: Memory) -> None:
         self._image = image
         self._size = size
-        self._client: ImageioClient | None = None
+        self._memory = memory
+        self._fetcher: Fetcher | None = None
+        self._connected = False
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         if offset + len(buffer) > self._size:
@@ -90,40 +87,29 @@ class OvirtReader:
             self._image.persist(f"read at byte {offset}", lambda: self._read(offset, buffer))
 
     def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            _close(client)
+        fetcher, self._fetcher = self._fetcher, None
+        if fetcher is not None:
+            fetcher.close()
 
     def _read(self, offset: int, buffer: memoryview) -> None:
         try:
-            client = self._client = self._client or self._image.client()
-            into = _Into(buffer)
-            with self._image.interruptible(client):
-                # Not `read`, which asks for the extents of the whole disk to know its size.
-                client.write_to(into, offset, len(buffer))
-            into.check()
+            if self._fetcher is None:
+                self._fetcher = Fetcher(self._memory)
+                self._connected = False
+            fetcher = self._fetcher
+            if not self._connected:
+                self._image.connect(fetcher)
+                self._connected = True
+            with self._image.interruptible(fetcher.abort):
+                fetcher.fetch(offset, buffer)
+        except ConnectionAbortedError:
+            self.close()
+            raise
         except BaseException:
             # Whatever it was, the next answer on that connection may not be ours; and a connection that the
             # client makes again by itself has a tenth of its time limit.
-            self.close()
+            self._connected = False
             raise
-
-
-class _Into:
-    """A writer that fills a buffer."""
-
-    def __init__(self, buffer: memoryview) -> None:
-        self._buffer = buffer
-        self._done = 0
-
-    def write(self, data: memoryview) -> None:
-        end = self._done + len(data)
-        self._buffer[self._done : end] = data
-        self._done = end
-
-    def check(self) -> None:
-        if self._done != len(self._buffer):
-            raise ConnectionError(f"{self._done} bytes came of {len(self._buffer)}")
 
 
 def crossed(changed: Iterable[ImageExtent], whole: Iterable[ImageExtent]) -> Iterator[Extent]:
@@ -140,9 +126,3 @@ def crossed(changed: Iterable[ImageExtent], whole: Iterable[ImageExtent]) -> Ite
             stop = min(end, here.start + here.length)
             yield Extent(start, stop - start, bool(here.zero))
             start = stop
-
-
-def _close(client: ImageioClient) -> None:
-    # It says goodbye to a server that may be gone.
-    with suppress(Exception):
-        client.close()

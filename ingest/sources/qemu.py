@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
+from ingest.memory import Memory
 from ingest.nbd import Address
 from ingest.sources.base import BitmapError, Extent, SourceError
 from ingest.sources.file import open_file
@@ -119,7 +120,7 @@ class QemuSource:
     def dirty_extents(self) -> Iterator[Extent] | None:
         return self._export.dirty_extents()
 
-    def reader(self) -> QemuReader:
+    def reader(self, _: Memory | None = None) -> QemuReader:
         return QemuReader(self, self._export.reader())
 
     def check_length(self) -> None:

@@ -34,6 +34,7 @@ from fault_helpers import (
 from fault_process_helpers import Zygote
 from mount_helpers import wait_until
 
+from ingest.memory import Memory
 from ingest.pipeline import PlannedDisk, Progress, ingest
 from ingest.sources.base import Extent, SourceError, SourceReader
 from ingest.sources.file import FileSource
@@ -276,8 +277,8 @@ class FailingSource:
     def dirty_extents(self) -> None:
         return None
 
-    def reader(self) -> SourceReader:
-        return FailingReader(self._file.reader(), self.name, self._fails_at)
+    def reader(self, memory: Memory) -> SourceReader:
+        return FailingReader(self._file.reader(memory), self.name, self._fails_at)
 
     def close(self) -> None:
         self._file.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import socket
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qemu_helpers import NbdServer, create_image, needs_qemu, qemu_io, run
-from source_helpers import read
+from source_helpers import read, reading
 
 from ingest.pipeline import PlannedDisk, ingest
 from ingest.sources.base import BitmapError, Extent, SourceError
@@ -186,13 +187,11 @@ def test_a_ticket_with_a_bitmap_that_is_not_exported(site: Site, image: Path) ->
 
 def test_a_ticket_that_expired(opened: Transfer) -> None:
     """403, and good again once the transfer is extended."""
-    with opened.source() as source, closing(source.reader()) as reader:
-        buffer = bytearray(512)
-        reader.readinto(MIB, memoryview(buffer))
+    with opened.source() as source, reading(source, 512) as opening:
+        assert opening.read(MIB) == b"\7" * 512
         opened.site.host.extend_ticket(opened.ticket["uuid"], 0)
         opened.on_renew = lambda: opened.site.host.extend_ticket(opened.ticket["uuid"], 300)
-        reader.readinto(2 * MIB, memoryview(buffer))
-        assert (buffer, opened.renewed) == (b"\7" * 512, 1)
+        assert (opening.read(2 * MIB), opened.renewed) == (b"\7" * 512, 1)
 
 
 def test_a_ticket_that_expired_before_the_start(opened: Transfer) -> None:
@@ -209,11 +208,11 @@ def test_a_transfer_that_was_cancelled(opened: Transfer) -> None:
     def end() -> None:
         raise EndedError("the engine has ended the transfer")
 
-    with opened.source() as source, closing(source.reader()) as reader:
+    with opened.source() as source, reading(source, 512) as opening:
         opened.site.host.remove_ticket(opened.ticket["uuid"])
         opened.on_renew = end
         with pytest.raises(EndedError, match="disk web/root: the engine has ended the transfer"):
-            reader.readinto(0, memoryview(bytearray(512)))
+            opening.read(0)
 
 
 def test_a_refusal_that_stays(opened: Transfer) -> None:
@@ -227,18 +226,16 @@ def test_a_refusal_that_stays(opened: Transfer) -> None:
 
 def test_a_daemon_that_is_restarted(opened: Transfer) -> None:
     """It has lost the ticket, which the engine gives it again."""
-    with opened.source() as source, closing(source.reader()) as reader:
-        buffer = bytearray(MIB)
-        reader.readinto(MIB, memoryview(buffer))
+    with opened.source() as source, reading(source, MIB) as opening:
+        opening.read(MIB)
         opened.site.host.restart()
         opened.on_renew = opened.add
-        reader.readinto(2 * MIB, memoryview(buffer))
-        assert (buffer, opened.renewed) == (b"\7" * MIB, 1)
+        assert (opening.read(2 * MIB), opened.renewed) == (b"\7" * MIB, 1)
 
 
 def test_a_daemon_that_is_away_for_a_while(opened: Transfer) -> None:
     host = opened.site.host
-    with opened.source() as source, closing(source.reader()):
+    with opened.source() as source:
         host.kill()
 
         def come_back() -> None:
@@ -253,6 +250,25 @@ def test_a_daemon_that_is_away_for_a_while(opened: Transfer) -> None:
             assert read(source, MIB, 512) == b"\7" * 512
         finally:
             back.join()
+
+
+def test_the_process_that_reads_is_killed(opened: Transfer) -> None:
+    """There is another at once."""
+    with opened.source() as source, reading(source, MIB) as opening:
+        assert opening.read(MIB) == b"\7" * MIB
+        (process,) = _children("fetching.py")
+        os.kill(process, signal.SIGKILL)
+        assert opening.read(2 * MIB) == b"\7" * MIB
+        (another,) = _children("fetching.py")
+        assert another != process
+    assert not _children("fetching.py")
+
+
+def _children(program: str) -> list[int]:
+    """Processes of ours that run it."""
+    tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    children = [int(child) for task in tasks for child in task.read_text().split()]
+    return [child for child in children if program in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 def test_a_daemon_that_stays_away(opened: Transfer) -> None:
@@ -387,25 +403,23 @@ def relay(opened: Transfer) -> Iterator[Relay]:
 
 def test_connections_that_are_cut(opened: Transfer, relay: Relay) -> None:
     """As idle ones are: nothing is said, and the bytes are right."""
-    with opened.source() as source, closing(source.reader()) as reader:
-        buffer = bytearray(MIB)
+    with opened.source() as source, reading(source, MIB) as opening:
         for offset in (1, 2, 3):
-            reader.readinto(offset * MIB, memoryview(buffer))
-            assert buffer == b"\7" * MIB
+            assert opening.read(offset * MIB) == b"\7" * MIB
             relay.cut()
     assert opened.renewed == 0
 
 
 def test_an_interruption_ends_a_wait(opened: Transfer, relay: Relay) -> None:
     """Of a server that has gone silent; nobody waits for its time limit."""
-    with opened.source() as source, closing(source.reader()) as reader:
-        reader.readinto(0, memoryview(bytearray(512)))
+    with opened.source() as source, reading(source, 512) as opening:
+        opening.read(0)
         relay.silence()
         failures: list[BaseException] = []
 
         def wait() -> None:
             try:
-                reader.readinto(0, memoryview(bytearray(512)))
+                opening.read(0)
             except SourceError as error:
                 failures.append(error)
 

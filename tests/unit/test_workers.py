@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from ingest.memory import Memory
 from ingest.pipeline import PlannedDisk, Progress, ingest
 from ingest.sources.base import Extent, SourceError
 from ingest.workers import BATCH
@@ -39,7 +40,7 @@ class Source:
     def dirty_extents(self) -> None:
         return None
 
-    def reader(self) -> Reader:
+    def reader(self, _: Memory) -> Reader:
         with self.lock:
             self.readers += 1
         return Reader(self)
