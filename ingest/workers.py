@@ -22,7 +22,7 @@ T = TypeVar("T")
 Task = Generator[Future[Any], None, T]
 """Work on one disk, done by the calling thread a piece at a time; it yields what it has to wait for."""
 
-BATCH = 4 << 20
+BATCH = 8 << 20
 """Bytes a worker takes at once."""
 _TASKS_AT_ONCE = 4
 """More would only keep more connections open."""
