@@ -14,6 +14,7 @@ from ingest.engine.checkpoints import (
     list_checkpoints,
     prune_checkpoints,
     still_needed,
+    tracked_disks,
 )
 from ingest.engine.errors import NotFoundError
 from ingest.engine.marks import short_id
@@ -87,8 +88,7 @@ def _prune(args: argparse.Namespace) -> int:
     with common.open_repository(args) as repository, open_engine(args) as engine:
         vm = find_vm(engine, args.vm)
         recorded = _recorded(repository, engine, vm)
-        usable = {item.id for item in list_checkpoints(engine, vm) if item.valid}
-        keep = set() if args.all else still_needed(recorded, usable)
+        keep = set() if args.all else _to_keep(recorded, engine, vm)
         own = {checkpoint for point in recorded for checkpoint in point.values()}
         removed = prune_checkpoints(engine, vm, keep=keep, own=own, repository=short_id(repository.id))
     if args.json:
@@ -96,6 +96,11 @@ def _prune(args: argparse.Namespace) -> int:
     elif not args.quiet:
         print(f"Removed {count(len(removed), 'checkpoint')} of {vm.name}.")
     return 0
+
+
+def _to_keep(recorded: list[dict[str, str]], engine: Engine, vm: EngineVm) -> set[str]:
+    usable = {item.id for item in list_checkpoints(engine, vm) if item.valid}
+    return still_needed(recorded, existing=usable, disks=tracked_disks(engine, vm))
 
 
 def _recorded(repository: Repository, engine: Engine, vm: EngineVm) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from ingest.engine.errors import ConflictError, EngineError, NotFoundError, Refu
 from ingest.engine.marks import read_mark
 from ingest.engine.session import Engine
 from ingest.engine.values import text_of, utc
-from ingest.engine.vms import EngineVm
+from ingest.engine.vms import EngineVm, vm_disks
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +68,21 @@ def remove_checkpoint(engine: Engine, vm: EngineVm, checkpoint_id: str, *, limit
     )
 
 
-def still_needed(newest_first: Iterable[Mapping[str, str]], existing: Collection[str]) -> set[str]:
+def tracked_disks(engine: Engine, vm: EngineVm) -> set[str]:
+    """Ids of the VM's disks whose changes a checkpoint can tell. Raises EngineError."""
+    # One that was qcow2 by a snapshot, and is in checkpoints, may be raw again.
+    return {disk.id for disk in vm_disks(engine, vm) if disk.format != "raw"}
+
+
+def still_needed(
+    newest_first: Iterable[Mapping[str, str]], *, existing: Collection[str], disks: Collection[str]
+) -> set[str]:
     """Of the checkpoints that restore points record, by disk id for each point, those that the next backups
-    will start from: of each disk, the newest that the engine has."""
+    will start from: of each of the `disks`, the newest among the `existing` ones."""
     newest: dict[str, str] = {}
     for recorded in newest_first:
         for disk_id, checkpoint in recorded.items():
-            if checkpoint in existing:
+            if disk_id in disks and checkpoint in existing:
                 newest.setdefault(disk_id, checkpoint)
     return set(newest.values())
 

@@ -1,4 +1,7 @@
-"""The disks of a backup, opened for reading: a transfer and a source each."""
+"""The disks of a backup, opened for reading: a transfer and a source each.
+
+A host whose imageio is being restarted is waited for, where a transfer is to begin and where it goes on.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from ingest.engine.errors import (
     RefusedError,
     TransferError,
 )
-from ingest.engine.session import Engine
+from ingest.engine.session import Engine, Pauses
 from ingest.engine.transfers import Transfer, download
 from ingest.engine.vms import EngineDisk, EngineVm
 from ingest.sources.base import BitmapError
@@ -49,9 +52,11 @@ class Download:
         name: str,
         *,
         can_go_on: Callable[[], bool] = lambda: True,
+        patience: float,
     ) -> None:
-        """`can_go_on` tells whether there is still a backup to transfer from. Raises EngineError
-        (TransferError, BrokenChain) when it cannot begin."""
+        """`can_go_on` tells whether there is still a backup to transfer from. For `patience` seconds a host
+        is borne that does not let it begin. Raises EngineError when it cannot: BrokenChain when the bitmap is
+        the reason; TransferError, `borne` if patience is used up."""
         self._can_go_on = can_go_on
         self._name = name
         self._lock = Lock()
@@ -60,7 +65,7 @@ class Download:
         self._ended = False
         self._engine = engine
         self._begin = begin
-        self._context, self._transfer = self._enter(engine)
+        self._context, self._transfer = self._enter_at_last(patience)
 
     @property
     def url(self) -> str:
@@ -79,8 +84,8 @@ class Download:
             try:
                 self._transfer.check()
                 self._transfer.extend()
-            except BrokenChain:
-                raise
+            except BrokenChain as error:
+                raise _bitmap_broken(error) from None
             except TransferError as error:
                 self._go_on(error)
 
@@ -119,19 +124,43 @@ class Download:
         try:
             self._context, self._transfer = self._enter(hurried)
         except TransferError as failure:
-            # Not where the engine has refused it: where the host did, whose imageio may be just restarting.
-            if failure.code is not None or not self._can_go_on():
+            if not self._may_pass(failure):
                 raise
             raise RenewLater(str(failure)) from None
         self._begun += 1
+
+    def _may_pass(self, error: TransferError) -> bool:
+        """Not where the engine has refused it: where the host did, whose imageio may be just restarting."""
+        return error.code is None and self._can_go_on()
+
+    def _enter_at_last(self, patience: float) -> tuple[AbstractContextManager[Transfer], Transfer]:
+        pauses = Pauses(patience)
+        while True:
+            try:
+                return self._enter(self._engine)
+            except BrokenChain as error:
+                error.args = (f"disk {self._name}: {error}",)
+                raise
+            except TransferError as error:
+                error.args = (f"disk {self._name}: {error}",)
+                if not self._may_pass(error):
+                    raise
+                pauses.next(error)
 
     def _enter(self, engine: Engine) -> tuple[AbstractContextManager[Transfer], Transfer]:
         context = self._begin(engine)
         try:
             return context, context.__enter__()
+        except BrokenChain as error:
+            raise _bitmap_broken(error) from None
         except (ConflictError, RefusedError, NotFoundError) as error:
             # The backup has ended meanwhile, or the disk is gone.
             raise TransferError(str(error), code=error.code, fault=error.fault) from None
+
+
+def _bitmap_broken(error: BrokenChain) -> BrokenChain:
+    """The engine's words name the disk by an id, if at all."""
+    return BrokenChain(f"its bitmap is broken: {error.fault}", code=error.code, fault=error.fault)
 
 
 class Opened(NamedTuple):
@@ -151,9 +180,12 @@ def opened_sources(
     backup_id: str | None = None,
     host_id: str | None = None,
     patience: float = PATIENCE,
+    patience_to_begin: float = PATIENCE,
 ) -> Iterator[dict[str, Opened]]:
     """A source of each disk, by id; those with an id in `dirty` tell what changed. Transfers end with the
-    context. Raises EngineError, SourceError."""
+    context. A host is borne for `patience` seconds while it is read from, and for `patience_to_begin` where
+    it lets no transfer begin. Raises EngineError, SourceError: a TransferError that is `borne`, or a
+    PatienceError, when patience is used up."""
     settings = engine.settings
 
     def can_go_on() -> bool:
@@ -167,9 +199,10 @@ def opened_sources(
                 return download(session, disk_id=disk_id, backup_id=backup_id, host_id=host_id)
 
             name = f"{vm.name}/{disk.alias}"
+            access = Download(engine, begin, name, can_go_on=can_go_on, patience=patience_to_begin)
             images[disk.id] = Image(
                 name,
-                stack.enter_context(Download(engine, begin, name, can_go_on=can_go_on)),
+                stack.enter_context(access),
                 ca_file=settings.ca_file,
                 insecure=settings.insecure,
                 patience=patience,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ingest.engine.vms import EngineDisk
 from vmfs.catalog.catalog import Catalog
@@ -18,6 +18,7 @@ from vmfs.repo.repository import Point, Repository
 
 log = logging.getLogger(__name__)
 
+_RAW = "a raw disk, of which changes cannot be known"
 _OLDER = 100
 """Restore points before the parent in which checkpoints to be removed are looked for."""
 
@@ -45,6 +46,10 @@ class Chain:
     reason: str | None
     recorded: frozenset[str]
     newest: Mapping[str, str]
+
+    def in_full(self, reason: str | None) -> Chain:
+        """With nothing to start from; `reason` None where nothing was to be expected."""
+        return replace(self, parent=None, reason=reason)
 
 
 def find_chain(
@@ -92,18 +97,19 @@ def find_chain(
     return Chain(parent, reason, frozenset(recorded), newest)
 
 
-def full_reason(
-    disk: EngineDisk, size: int, parent: Parent | None, incremental: Mapping[str, bool]
-) -> str | None:
-    """Why a disk of a backup since the parent's checkpoint is to be read in full; None when it need not be.
-    `size` is that of the disk in the backup, bytes; `incremental` is what the engine says of each disk."""
+def full_reason(disk: EngineDisk, size: int, chain: Chain, incremental: Mapping[str, bool]) -> str | None:
+    """Why a disk of a backup is to be read in full; None when it need not be, or nothing else was to be
+    expected. `size` is that of the disk in the backup, bytes; `incremental` is what the engine says of each
+    disk, by id."""
+    parent = chain.parent
     if parent is None:
-        return None
+        # Whatever broke the chain, a raw disk would not have been part of it.
+        return _RAW if chain.reason and disk.format == "raw" else chain.reason
     base = parent.disk(disk.id)
     if base is None:
         return f"not in restore point {parent.point.id}"
     if disk.format == "raw":
-        return "a raw disk, of which changes cannot be known"
+        return _RAW
     if base.checkpoint != parent.checkpoint:
         return f"not in checkpoint {parent.checkpoint}"
     if size != base.size:

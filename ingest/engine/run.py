@@ -4,24 +4,22 @@
     → all data read → **point committed** → transfers and backup finalized → old checkpoints removed
     → post command
 
-A point is committed only when all of its data are in the repository. Whatever ends a run before that leaves
-no point, and its checkpoint is removed; what ends it after leaves a good one, and the next run ends the
-backup in the engine.
+Whatever ends a run before the point is committed leaves none, and its checkpoint is removed; what ends it
+after leaves a good one, and the next run ends the backup in the engine.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 
 from ingest.audit import Audit, Finding
 from ingest.engine import checkpoints, hooks
-from ingest.engine.backups import HYBRID_LEVEL, Backup, Mode, running_backup
+from ingest.engine.backups import HYBRID_LEVEL, Mode, running_backup
 from ingest.engine.choice import Choice, choose_disks
 from ingest.engine.cleanup import clean_up_backups
 from ingest.engine.errors import (
@@ -34,24 +32,21 @@ from ingest.engine.errors import (
 )
 from ingest.engine.hooks import Hook, HookError
 from ingest.engine.marks import make_mark, short_id
-from ingest.engine.opening import Opened, opened_sources
-from ingest.engine.parents import Chain, Parent, find_chain, full_reason
+from ingest.engine.parents import Chain, find_chain
+from ingest.engine.reading import Reading
 from ingest.engine.runs import Run, is_alive
 from ingest.engine.session import Engine
-from ingest.engine.vms import EngineDisk, EngineVm, find_vm, get_vm, vm_disks, vm_ovf
-from ingest.pipeline import PlannedDisk, Progress, ingest
+from ingest.engine.vms import EngineVm, find_vm, get_vm, vm_disks
+from ingest.pipeline import Progress
 from ingest.sources.base import SourceError
-from ingest.sources.imageio import PATIENCE
+from ingest.sources.imageio import PATIENCE, PatienceError
 from vmfs.catalog.catalog import Catalog
 from vmfs.errors import VmfsError
-from vmfs.format.manifest import Consistency, Vm, check_name
+from vmfs.format.manifest import check_name
 from vmfs.repo.repository import Point, Repository
 
 log = logging.getLogger(__name__)
 
-OVF = "vm.ovf"
-FACTS = "vm.json"
-"""What the OVF does not say and a restore needs."""
 CONNECTIONS = 4
 
 _CONSISTENCY = re.compile(r"freez|frozen|(?<!in)consisten|quiesc|thaw", re.IGNORECASE)
@@ -127,10 +122,9 @@ class _VmBackup:
         self._progress = progress
         self._short_id = short_id(repository.id)
         self._mark = str(make_mark(run.id, repository.id))
-        self._findings: list[Finding] = []
-        self._point: Point | None = None
-        self._reading = False
-        """Whether all was open, so that an error is not one of the beginning."""
+        self._patience_to_begin = options.patience
+        self._reading: Reading | None = None
+        """The last one."""
 
     def run(self) -> Outcome:
         cleaned = clean_up_backups(
@@ -155,7 +149,7 @@ class _VmBackup:
             point=point,
             left_out=choice.left_out,
             cleaned=cleaned,
-            findings=self._findings,
+            findings=self._reading.findings if self._reading else [],
             removed=removed,
         )
 
@@ -163,8 +157,13 @@ class _VmBackup:
         return choose_disks(self._vm, vm_disks(self._engine, self._vm), self._options.disks)
 
     def _back_up(self, choice: Choice) -> tuple[Point, list[str]]:
+        chain = self._find_chain(choice)
+        point, chain = self._persist(choice, chain.in_full(None) if self._options.full else chain)
+        return point, self._prune(chain, point)
+
+    def _find_chain(self, choice: Choice) -> Chain:
         present = checkpoints.list_checkpoints(self._engine, self._vm)
-        chain = find_chain(
+        return find_chain(
             self._repository,
             self._catalog,
             engine_id=self._engine.id,
@@ -174,30 +173,32 @@ class _VmBackup:
             valid=[item.id for item in present if item.valid],
             present=[item.id for item in present],
         )
-        point = self._persist(choice, chain)
-        return point, self._prune(chain, point)
 
-    def _persist(self, choice: Choice, chain: Chain) -> Point:
-        """As often as there is another way to do it."""
-        parent = None if self._options.full else chain.parent
-        reason = None if self._options.full else chain.reason
+    def _persist(self, choice: Choice, chain: Chain) -> tuple[Point, Chain]:
+        """As often as there is another way to do it. The point, and the chain that it came of."""
         mode = self._options.mode
         again = True
         while True:
+            reading = self._reading = self._new_reading(choice)
             try:
-                return self._attempt(choice, parent, reason, mode)
+                return self._attempt(reading, chain, mode), chain
             except BrokenChain as error:
-                if parent is None:
+                if chain.parent is None:
                     raise
-                reason, parent = self._break(error)
+                chain = self._other_chain(choice, chain, error)
             except (BackupFailedError, TransferError, SourceError) as error:
                 self._check_policy(error)
-                if again and (self._reading or not isinstance(error, SourceError)):
+                beginning = not reading.begun and not isinstance(error, SourceError)
+                if again and (reading.begun or beginning) and not _is_borne(error):
                     # A host or an engine that was restarted, a VM that was stopped: the chain is as it was.
                     again = False
                     log.warning("%s; beginning again", error)
-                elif parent is not None and not self._reading and not isinstance(error, SourceError):
-                    reason, parent = self._break(error)
+                elif beginning and chain.parent is not None:
+                    # Not every engine says so when it is the bitmap. If it is not, this fails soon.
+                    log.warning("%s; trying to read all disks in full", error)
+                    chain = chain.in_full(f"what changed could not be read: {error}")
+                    if _is_borne(error):
+                        self._patience_to_begin = 0.0
                 elif mode == "auto" and self._hybrid and isinstance(error, BackupFailedError):
                     log.warning("%s; trying a live backup", error)
                     mode = "live"
@@ -208,151 +209,66 @@ class _VmBackup:
                 if self._vm.running or (isinstance(error, ConflictError) and error.passing):
                     raise
                 log.warning("%s; downloading the disks of the VM, which is down", error)
-                return self._download(choice, f"the engine did not back up the VM, which is down: {error}")
+                reading = self._reading = self._new_reading(choice)
+                reason = f"the engine did not back up the VM, which is down: {error}"
+                return reading.read_as_they_are(reason), chain
             self._vm = get_vm(self._engine, self._vm.id)
             # A disk may have been removed, or resized: perhaps that was why.
             choice = self._choose()
 
-    def _break(self, error: VmfsError) -> tuple[str, None]:
+    def _other_chain(self, choice: Choice, chain: Chain, error: BrokenChain) -> Chain:
+        """After this one was broken."""
+        if error.code == HTTPStatus.BAD_REQUEST:
+            # A backup of the same VM that has just ended has removed our checkpoint, and left its own.
+            self._repository.refresh()
+            self._catalog.sync(self._repository)
+            found = self._find_chain(choice)
+            if found.parent and chain.parent and found.parent.checkpoint != chain.parent.checkpoint:
+                log.info("%s; starting from restore point %s instead", error, found.parent.point.id)
+                return found
         log.warning("%s; reading all disks in full", error)
-        return str(error), None
+        return chain.in_full(str(error))
 
-    def _attempt(self, choice: Choice, parent: Parent | None, reason: str | None, mode: Mode) -> Point:
+    def _new_reading(self, choice: Choice) -> Reading:
+        options = self._options
+        return Reading(
+            repository=self._repository,
+            engine=self._engine,
+            vm=self._vm,
+            choice=choice,
+            connections=options.connections,
+            patience=options.patience,
+            patience_to_begin=self._patience_to_begin,
+            quiesced=options.require_consistency and self._vm.running,
+            audit=options.audit,
+            progress=self._progress,
+        )
+
+    def _attempt(self, reading: Reading, chain: Chain, mode: Mode) -> Point:
         """One backup of the engine's. Raises VmfsError when no point was committed."""
-        self._reading = False
-        self._point = None
         checkpoint = None
         try:
             with running_backup(
                 self._engine,
                 self._vm,
-                [disk.id for disk in choice.disks],
+                [disk.id for disk in reading.choice.disks],
                 description=self._mark,
-                since=parent.checkpoint if parent else None,
+                since=chain.parent.checkpoint if chain.parent else None,
                 mode=mode,
-                require_consistency=self._options.require_consistency and self._vm.running,
+                require_consistency=reading.quiesced,
             ) as backup:
                 checkpoint = backup.checkpoint
-                # Not before the content was fixed: who asks for a time gets nothing from after it.
-                fixed = datetime.now(UTC)
-                self._read(choice, parent, reason, backup, fixed)
+                reading.read_backup(backup, chain)
         except BaseException as error:
-            if self._point is None:
+            if reading.point is None:
                 if checkpoint is not None:
                     self._drop(checkpoint, error)
                 raise
             if not isinstance(error, EngineError):
                 raise
             log.warning("the restore point is good, but the backup did not end well in the engine: %s", error)
-        assert self._point  # noqa: S101 - or there was an error
-        return self._point
-
-    def _read(
-        self, choice: Choice, parent: Parent | None, reason: str | None, backup: Backup, fixed: datetime
-    ) -> None:
-        why = {
-            disk.id: full_reason(disk, disk.size, parent, backup.incremental) or reason
-            for disk in choice.disks
-        }
-        artifacts = self._artifacts(choice, backup.checkpoint)
-        with opened_sources(
-            self._engine,
-            self._vm,
-            choice.disks,
-            dirty=[key for key, text in why.items() if text is None and parent is not None],
-            backup_id=backup.id,
-            host_id=backup.host_id,
-            patience=self._options.patience,
-        ) as opened:
-            planned = [
-                self._plan(disk, opened[disk.id], parent, why[disk.id], backup) for disk in choice.disks
-            ]
-            self._ingest(planned, parent, artifacts, fixed, self._consistency())
-
-    def _plan(
-        self, disk: EngineDisk, opened: Opened, parent: Parent | None, why: str | None, backup: Backup
-    ) -> PlannedDisk:
-        source = opened.source
-        reason = why or opened.reason or full_reason(disk, source.size, parent, backup.incremental)
-        base = parent.disk(disk.id) if parent and reason is None else None
-        if parent and reason:
-            # Raw disks always are.
-            level = logging.INFO if disk.format == "raw" else logging.WARNING
-            log.log(level, "disk %s is read in full: %s", source.name, reason)
-        return PlannedDisk(
-            alias=disk.alias,
-            source=source,
-            base=base,
-            checkpoint=None if disk.format == "raw" else backup.checkpoint,
-            full_reason=reason,
-            id=disk.id,
-            bus=disk.interface,
-            boot_order=1 if disk.bootable else None,
-            connections=min(self._options.connections, source.max_readers),
-        )
-
-    def _download(self, choice: Choice, reason: str) -> Point:
-        """Of a VM that is down, each disk by itself: the engine locks them, so that it cannot be started."""
-        self._point = None
-        fixed = datetime.now(UTC)
-        artifacts = self._artifacts(choice, None)
-        with opened_sources(
-            self._engine, self._vm, choice.disks, dirty=(), patience=self._options.patience
-        ) as opened:
-            planned = [
-                PlannedDisk(
-                    alias=disk.alias,
-                    source=opened[disk.id].source,
-                    full_reason=reason,
-                    id=disk.id,
-                    bus=disk.interface,
-                    boot_order=1 if disk.bootable else None,
-                    connections=min(self._options.connections, opened[disk.id].source.max_readers),
-                )
-                for disk in choice.disks
-            ]
-            return self._ingest(planned, None, artifacts, fixed, "offline")
-
-    def _ingest(
-        self,
-        planned: list[PlannedDisk],
-        parent: Parent | None,
-        artifacts: Mapping[str, bytes],
-        fixed: datetime,
-        consistency: Consistency,
-    ) -> Point:
-        self._reading = True
-        self._findings.clear()
-        self._point = ingest(
-            self._repository,
-            Vm(name=self._vm.name, id=self._vm.id, engine=self._engine.id, cluster=self._vm.cluster),
-            planned,
-            time=fixed,
-            parent=parent.point if parent else None,
-            artifacts=artifacts,
-            consistency=consistency,
-            progress=self._progress,
-            audit=self._options.audit,
-            audited=self._findings.append,
-        )
-        return self._point
-
-    def _artifacts(self, choice: Choice, checkpoint: str | None) -> dict[str, bytes]:
-        told = {
-            "version": 1,
-            "engine": {"id": self._engine.id, "name": self._engine.name},
-            "vm": asdict(self._vm),
-            "checkpoint": checkpoint,
-            "disks": [asdict(disk) for disk in choice.disks],
-            "left_out": [{"alias": alias, "reason": reason} for alias, reason in choice.left_out],
-        }
-        text = json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False)
-        return {OVF: vm_ovf(self._engine, self._vm), FACTS: text.encode(errors="replace")}
-
-    def _consistency(self) -> Consistency:
-        if not self._vm.running and not get_vm(self._engine, self._vm.id).running:
-            return "offline"
-        return "filesystem" if self._options.require_consistency and self._vm.running else "crash"
+        assert reading.point  # noqa: S101 - or there was an error
+        return reading.point
 
     def _check_policy(self, error: VmfsError) -> None:
         """Raises PolicyError where the guest could not be quiesced, as the user requires."""
@@ -378,12 +294,11 @@ class _VmBackup:
         newest = dict(chain.newest)
         newest.update({disk.id: disk.checkpoint for disk in point.manifest.disks if disk.checkpoint})
         try:
-            found = vm_disks(self._engine, self._vm)
-            of_use = {disk.id for disk in found if disk.format != "raw"}
+            tracked = checkpoints.tracked_disks(self._engine, self._vm)
             return checkpoints.prune_checkpoints(
                 self._engine,
                 self._vm,
-                keep={checkpoint for disk_id, checkpoint in newest.items() if disk_id in of_use},
+                keep={checkpoint for disk_id, checkpoint in newest.items() if disk_id in tracked},
                 own=chain.recorded,
                 repository=self._short_id,
             )
@@ -400,9 +315,14 @@ class _VmBackup:
         """The post command hears of it; that it fails as well does not hide why."""
         if self._options.post is None:
             return
-        point = self._point.id if self._point else ""
+        point = self._reading.point.id if self._reading and self._reading.point else ""
         told = self._facts(aliases, point=point, result="failure", error=str(error) or type(error).__name__)
         try:
             hooks.run_hook(self._options.post, told)
         except VmfsError as failure:
             log.warning("%s", failure)
+
+
+def _is_borne(error: VmfsError) -> bool:
+    """Whether it comes after all patience was used up."""
+    return isinstance(error, PatienceError) or (isinstance(error, EngineError) and error.borne)

@@ -38,6 +38,7 @@ __all__ = [
     "EngineError",
     "LoginError",
     "NotFoundError",
+    "Pauses",
     "RefusedError",
     "TrustError",
     "UnavailableError",
@@ -141,7 +142,7 @@ class Engine:
         for `patience` seconds; without, only what has certainly not been carried out is sent again. A
         conflict that will pass is waited for as long. Raises EngineError.
         """
-        pauses = _Pauses(self.patience)
+        pauses = Pauses(self.patience)
         while True:
             try:
                 return self._call(what, call)
@@ -155,7 +156,7 @@ class Engine:
     def create(self, what: str, call: Callable[[], T], find: Callable[[], T | None]) -> T:
         """As `ask`, for what must not be made twice: where the answer was lost, `find` looks for what the
         call may have made, before it is made again."""
-        pauses = _Pauses(self.patience)
+        pauses = Pauses(self.patience)
         lost = False
         while True:
             try:
@@ -228,7 +229,7 @@ class Engine:
         return EngineError(message, code=code, fault=fault)
 
 
-class _Pauses:
+class Pauses:
     """The pauses between attempts, each longer than the last, until patience is used up. `next` pauses, or
     raises the error it is given."""
 

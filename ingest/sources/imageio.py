@@ -63,6 +63,10 @@ class Access(Protocol):
         when nothing does for now, VmfsError when nothing ever will."""
 
 
+class PatienceError(SourceError):
+    """All patience with the host was used up: another transfer would have to wait for the same."""
+
+
 class RenewLater(Exception):
     """The access could not be renewed, but may be a little later: its host is being restarted."""
 
@@ -161,7 +165,8 @@ class Image:
 
     def persist(self, what: str, attempt: Callable[[], T]) -> T:
         """What `attempt` returns, tried again while what goes wrong may pass: connections that end or
-        time out, a ticket that has expired, a daemon that restarts. Raises SourceError."""
+        time out, a ticket that has expired, a daemon that restarts. Raises SourceError: PatienceError when
+        it has not passed for too long."""
         began: float | None = None
         pause = 0.0
         server_errors = 0
@@ -193,8 +198,10 @@ class Image:
             if refused and not self._renew(what, problem):
                 # The proxy answers for a host that is away.
                 final, server_errors = False, 0
-            if final or now - began > self._patience:
-                raise SourceError(f"disk {self.name}: {what}: {problem}; run the backup again")
+            late = now - began > self._patience
+            if final or late:
+                kind = PatienceError if late else SourceError
+                raise kind(f"disk {self.name}: {what}: {problem}; run the backup again")
             log.debug("disk %s: %s: %s; trying again", self.name, what, problem)
             # A connection that was closed because it was idle comes back at once.
             self._stopped.wait(pause)

@@ -21,8 +21,10 @@ from fault_process_helpers import Zygote
 from lab.pki import Authority
 from lab_helpers import MIB, DiskRecipe, needs_lab
 
+from ingest.engine import checkpoints
 from ingest.engine.errors import TransferError, UnavailableError
-from ingest.sources.base import SourceError
+from ingest.engine.run import Outcome
+from ingest.sources.imageio import PatienceError
 
 pytestmark = needs_lab
 pytest_plugins = "engine_fault_fixtures"
@@ -125,12 +127,11 @@ def test_the_engine_is_down_when_all_has_been_read(patient: Patient, clinic: Cli
 def test_imageio_is_killed_and_started_again(
     patient: Patient, clinic: Clinic, mode: str, moment: str
 ) -> None:
-    """Its tickets are gone. The backup goes on with other transfers; where one was to begin just then, there
-    is another backup."""
+    """Its tickets are gone. The backup goes on with other transfers."""
     with patient.broken("imageio-restart", at=moment):
         taken = patient.backup()
     assert taken.incremental
-    assert taken.backups <= 2
+    assert taken.backups == 1
 
 
 @MODES
@@ -160,15 +161,63 @@ def test_imageio_is_away_for_a_while(patient: Patient, clinic: Clinic, mode: str
 
 
 @MODES
-def test_imageio_stays_away(patient: Patient, clinic: Clinic, mode: str) -> None:
-    """On all hosts; what the proxy would read it would read there."""
-    before = patient.points()
+def test_imageio_stays_away(
+    patient: Patient, clinic: Clinic, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    """On all hosts; what the proxy would read it would read there. All patience has been used up then, so
+    there is no other backup that would need as much."""
+    points, records = patient.points(), set(patient.records())
     with (
         patient.broken("imageio-down", at="reading"),
-        pytest.raises((SourceError, TransferError), match="ovirt-imageio does not answer"),
+        pytest.raises(PatienceError, match=r"disk \S+/[ab]: read at byte .*; run the backup again"),
     ):
         patient.attempt(patience=1.0)
-    assert patient.points() == before
+    assert patient.points() == points
+    assert len(set(patient.records()) - records) == 1
+    assert "ovirt-imageio does not answer" in caplog.text
+    clinic.check_clean()
+    assert patient.backup().incremental
+
+
+@MODES
+@pytest.mark.parametrize("option", [[], ["--full"]], ids=["incremental", "full"])
+def test_imageio_is_away_when_transfers_are_to_begin(
+    patient: Patient, clinic: Clinic, mode: str, option: list[str]
+) -> None:
+    """For longer than two attempts take."""
+    events = len(clinic.lab.core.events)
+
+    def start_again() -> None:
+        until(lambda: sum(event.code == 1069 for event in clinic.lab.core.events[events:]) > 2)
+        clinic.lab.faults.mend("imageio-down")
+
+    with meanwhile(start_again), patient.broken("imageio-down", at="backup-starting", mended=False):
+        taken = patient.backup(*option)
+    assert taken.backups == 1
+    assert taken.full if option else taken.incremental
+    assert taken.reasons == {}
+    (said,) = taken.said.splitlines()
+    assert f"disk {patient.vm.name}/a: download of disk " in said
+    assert said.endswith("; trying again for 180 s")
+
+
+@MODES
+def test_imageio_stays_away_when_transfers_are_to_begin(
+    patient: Patient, clinic: Clinic, caplog: pytest.LogCaptureFixture, mode: str
+) -> None:
+    """It may be a bitmap, of which the engine has not said so: it is tried to read all in full, once."""
+    points, records = patient.points(), set(patient.records())
+    with (
+        patient.broken("imageio-down", at="backup-starting"),
+        pytest.raises(TransferError, match="ovirt-imageio does not answer") as caught,
+    ):
+        patient.attempt(patience=1.0)
+    assert caught.value.borne
+    assert patient.points() == points
+    assert len(set(patient.records()) - records) == 2
+    # Not for the second one, too.
+    assert caplog.text.count("; trying again for 1 s") == 1
+    assert "beginning again" not in caplog.text
     clinic.check_clean()
     assert patient.backup().incremental
 
@@ -330,6 +379,20 @@ def test_a_snapshot_of_a_raw_disk_between_points(admit: Admit, clinic: Clinic, m
 
 
 @MODES
+def test_no_checkpoint_is_kept_for_a_raw_disk(admit: Admit, clinic: Clinic, mode: str) -> None:
+    """It was in one as long as it had a snapshot."""
+    patient = admit("cow", "raw", mode=mode)
+    clinic.lab.faults.break_("snapshot-taken", vm=patient.vm.id)
+    of_raw = patient.run("--disk", "b").json()["disks"][0]["checkpoint"]
+    of_qcow2 = patient.run("--disk", "a").json()["disks"][0]["checkpoint"]
+    assert [each.id for each in patient.vm.record.checkpoints] == [of_raw, of_qcow2]
+    clinic.lab.faults.break_("snapshot-removed", vm=patient.vm.id)
+    words = ["checkpoints", "prune", clinic.site.repository, "--vm", patient.vm.id, "--json"]
+    facts = call("vmfs-ingest", *words, *clinic.engine, *clinic.site.options()).json()
+    assert (facts["kept"], facts["removed"]) == ([of_qcow2], [of_raw])
+
+
+@MODES
 def test_a_snapshot_is_taken_and_reverted(admit: Admit, clinic: Clinic, mode: str) -> None:
     """The disks hold again what they held before, which no bitmap knows."""
     patient = admit("cow", "raw", mode=mode)
@@ -397,14 +460,39 @@ def test_two_backups_at_once(patient: Patient, clinic: Clinic, mode: str) -> Non
     for outcome in (*first, *second):
         assert outcome.cleaned == []
     assert {disk.mode for disk in first[0].point.manifest.disks} == {"incremental"}
-    # It has looked for a checkpoint before the first took its own, and perhaps removed the one before.
-    for disk in second[0].point.manifest.disks:
-        assert disk.mode == "incremental" or "doesn't exist" in disk.full_reason
+    assert {disk.mode for disk in second[0].point.manifest.disks} == {"incremental"}
     new = [backup for backup in patient.records() if backup not in before]
     assert len(new) == 2
     for backup, (outcome,) in zip(new, (first, second), strict=True):
         patient.check(outcome.point.id, backup)
     clinic.check_clean()
+    patient.write()
+    assert patient.backup().incremental
+
+
+@MODES
+def test_another_backup_ends_after_we_have_seen_the_checkpoints(
+    patient: Patient, clinic: Clinic, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """It has removed the one that we begin from; we begin from its own instead."""
+    seen = checkpoints.list_checkpoints
+    other: list[Outcome] = []
+
+    def see(*arguments: Any) -> Any:
+        found = seen(*arguments)
+        monkeypatch.setattr(checkpoints, "list_checkpoints", seen)
+        other.append(patient.attempt(cache=clinic.site.root / "cache2"))
+        patient.check(other[0].point.id)
+        patient.write()
+        return found
+
+    monkeypatch.setattr(checkpoints, "list_checkpoints", see)
+    taken = patient.backup()
+    assert taken.incremental
+    assert taken.facts["parent"] == other[0].point.id
+    assert taken.said == ""
+    (left,) = patient.vm.record.checkpoints
+    assert taken.facts["disks"][0]["checkpoint"] == left.id
     patient.write()
     assert patient.backup().incremental
 

@@ -80,8 +80,10 @@ def test_2_hybrid_with_a_broken_bitmap(admit: Admit, clinic: Clinic) -> None:
     with patient.broken("bitmap-broken"):
         taken = patient.backup()
     assert taken.full
+    assert "its bitmap is broken: " in taken.reasons["a"]
     assert "Bitmap does not exist" in taken.reasons["a"]
     assert "Bitmap does not exist" in taken.said
+    assert taken.reasons["b"] == "a raw disk, of which changes cannot be known"
     patient.write()
     again = patient.backup()
     assert again.modes == {"a": "incremental", "b": "full"}
@@ -99,7 +101,28 @@ def test_2_only_one_disk_has_lost_its_bitmap(admit: Admit) -> None:
     patient.vm.machine.add_disk(DiskImage(disk.id, (image,), "cow", disk.size))
     taken = patient.backup()
     assert taken.full
-    assert "Bitmap does not exist" in taken.reasons["b"]
+    # What is wrong with the other disk is said of both, and it is named as the user knows it.
+    for reason in taken.reasons.values():
+        assert reason.startswith(f"disk {patient.vm.name}/b: its bitmap is broken: ")
+        assert "Bitmap does not exist" in reason
+    assert set(taken.reasons) == {"a", "b"}
+    patient.write()
+    assert patient.backup().incremental
+
+
+def test_2_hybrid_with_a_broken_bitmap_of_which_the_engine_says_nothing(
+    admit: Admit, clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks like a host that will be back, so that is waited for first."""
+    patient = admit("cow", mode=HYBRID)
+    patient.full_then_write()
+    monkeypatch.setattr("ingest.engine.events.events_of_transfer", lambda *_, **__: [])
+    with patient.broken("bitmap-broken"):
+        (disk,) = patient.attempt(patience=1.0).point.manifest.disks
+    assert disk.mode == "full"
+    assert str(disk.full_reason).startswith("what changed could not be read: disk ")
+    patient.check(patient.points()[-1])
+    clinic.check_clean()
     patient.write()
     assert patient.backup().incremental
 

@@ -101,7 +101,7 @@ def test_a_raw_disk(on: Bench, cluster: str) -> None:
     assert reasons(first) == {"raw": None}
     second = on.backed_up(vm).point
     assert modes(second) == {"raw": "full"}
-    assert reasons(second) == {"raw": "no restore point of this VM has a checkpoint"}
+    assert reasons(second) == {"raw": "a raw disk, of which changes cannot be known"}
 
 
 @both_modes

@@ -363,11 +363,13 @@ def test_events_that_tell_of_something_else() -> None:
 
 
 def test_checkpoints_that_are_still_needed() -> None:
-    assert still_needed([{"a": "c3"}, {"a": "c2"}, {"a": "c1"}], {"c1", "c2"}) == {"c2"}
-    assert still_needed([{}, {"a": "c2"}], {"c2"}) == {"c2"}
-    assert still_needed([{"a": "c3"}, {"b": "c2"}, {"a": "c1", "b": "c1"}], {"c1", "c2", "c3"}) == {
-        "c2",
-        "c3",
-    }
-    assert still_needed([{"a": "c3"}], set()) == set()
-    assert still_needed([], {"c1"}) == set()
+    def needed(*newest_first: dict[str, str], existing: str, disks: str = "a b") -> set[str]:
+        return still_needed(newest_first, existing=existing.split(), disks=disks.split())
+
+    assert needed({"a": "c3"}, {"a": "c2"}, {"a": "c1"}, existing="c1 c2") == {"c2"}
+    assert needed({}, {"a": "c2"}, existing="c2") == {"c2"}
+    in_turns = {"a": "c3"}, {"b": "c2"}, {"a": "c1", "b": "c1"}
+    assert needed(*in_turns, existing="c1 c2 c3") == {"c2", "c3"}
+    assert needed(*in_turns, existing="c1 c2 c3", disks="a") == {"c3"}
+    assert needed({"a": "c3"}, existing="") == set()
+    assert needed(existing="c1") == set()
