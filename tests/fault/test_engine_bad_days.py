@@ -196,9 +196,10 @@ def test_imageio_is_away_when_transfers_are_to_begin(
     assert taken.backups == 1
     assert taken.full if option else taken.incremental
     assert taken.reasons == {}
-    (said,) = taken.said.splitlines()
-    assert f"disk {patient.vm.name}/a: download of disk " in said
-    assert said.endswith("; trying again for 180 s")
+    said = taken.said.splitlines()
+    assert f"disk {patient.vm.name}/a: download of disk " in said[0]
+    # On a slow machine it says so in several words.
+    assert [line for line in said if "; trying again for 180 s" not in line] == []
 
 
 @MODES

@@ -186,7 +186,7 @@ class BytesSource:
         self.content = content
         self.size = len(content)
 
-    def reader(self) -> BytesSource:
+    def reader(self, _: object) -> BytesSource:
         return self
 
     def extents(self) -> Iterator[Extent]:
