@@ -1,4 +1,5 @@
-"""What lies inside a disk image: partitions. Pure parsing over a read function; no devices, no kernel."""
+"""What lies inside the disks of a point: partitions (here), and volumes of all kinds (layout.py). Pure
+parsing over read functions; no devices, no kernel."""
 
 from vmfs.volumes.table import ReadAt, Scheme, Table, Volume, parse
 

@@ -1,0 +1,274 @@
+"""Small disks with LVM2 and md on them, written byte by byte, for the tests of how these are read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import google_crc32c
+
+from vmfs.volumes.space import Space
+
+SECTOR = 512
+KIB = 1024
+MD_MAGIC = 0xA92B4EFC
+MAX_READ = 64 << 20
+
+
+class MemoryDisk:
+    """A disk in memory. `reads` counts, and no read may be absurd."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.size = len(data)
+        self.reads = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        assert 0 <= offset <= self.size, offset
+        assert 0 <= length <= MAX_READ, length
+        self.reads += 1
+        return self.data[offset : offset + length]
+
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, bool]]:
+        end = self.size if end is None else min(end, self.size)
+        if start < end:
+            yield start, end - start, False
+
+
+class FileDisk:
+    """A raw file, with its holes. `reads` counts."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self.size = path.stat().st_size
+        self.reads = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.reads += 1
+        return os.pread(self._file.fileno(), length, offset)
+
+    def extents(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, bool]]:
+        end = self.size if end is None else min(end, self.size)
+        while start < end:
+            try:
+                data = min(end, os.lseek(self._file.fileno(), start, os.SEEK_DATA))
+            except OSError:
+                data = end
+            if start < data:
+                yield start, data - start, True
+            if data < end:
+                start = min(end, os.lseek(self._file.fileno(), data, os.SEEK_HOLE))
+                yield data, start - data, False
+            else:
+                start = end
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def sha256(space: Space) -> str:
+    """Of all of it."""
+    digest = hashlib.sha256()
+    step = (1 << 20) + 7 * SECTOR
+    for offset in range(0, space.size, step):
+        data = space.read(offset, step)
+        assert len(data) == min(step, space.size - offset)
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def lvm_crc(data: bytes) -> int:
+    return zlib.crc32(data, 0xF597A6CF ^ 0xFFFFFFFF) ^ 0xFFFFFFFF
+
+
+def physical_volume(
+    uuid: str,
+    size: int,
+    text: str | None,
+    *,
+    area: int = 4096,
+    area_size: int = 60 * KIB,
+    at: int = SECTOR,
+    sector: int = 1,
+) -> bytearray:
+    """A physical volume of `size` bytes with the metadata `text` at `at` in its area, going on at the area's
+    start where it does not fit; without metadata when that is None."""
+    data = bytearray(size)
+    header = uuid.encode() + struct.pack("<Q", size) + struct.pack("<QQQQ", area + area_size, 0, 0, 0)
+    if text is not None:
+        header += struct.pack("<QQ", area, area_size)
+        raw = text.encode() + b"\0"
+        first = min(len(raw), area_size - at)
+        data[area + at : area + at + first] = raw[:first]
+        data[area + SECTOR : area + SECTOR + len(raw) - first] = raw[first:]
+        head = struct.pack("<16sIQQ", b" LVM2 x[5A%r0N*>", 1, area, area_size)
+        head += struct.pack("<QQII", at, len(raw), lvm_crc(raw), 0)
+        head = head.ljust(SECTOR - 4, b"\0")
+        data[area : area + SECTOR] = struct.pack("<I", lvm_crc(head)) + head
+    header += bytes(16)
+    body = (struct.pack("<I8s", 32, b"LVM2 001") + header).ljust(SECTOR - 20, b"\0")
+    label = struct.pack("<8sQI", b"LABELONE", sector, lvm_crc(body)) + body
+    data[sector * SECTOR : (sector + 1) * SECTOR] = label
+    return data
+
+
+def dashed(uuid: str) -> str:
+    cuts = (0, 6, 10, 14, 18, 22, 26, 32)
+    return "-".join(uuid[start:end] for start, end in pairwise(cuts))
+
+
+def uuid_of(letter: str, number: int = 0) -> str:
+    return letter * 24 + f"{number:08d}"
+
+
+def group_text(
+    physical: Mapping[str, tuple[str, int, int]],
+    logical: str,
+    *,
+    name: str = "vg",
+    uuid: str | None = None,
+    seqno: int = 7,
+    extent_sectors: int = 8,
+) -> str:
+    """The metadata of a group. `physical` are name: (UUID, first sector of its extents, extents)."""
+    members = "\n".join(
+        f'{key} {{ id = "{dashed(own)}" device = "/dev/sda" status = ["ALLOCATABLE"] flags = []\n'
+        f"dev_size = 100000 pe_start = {start} pe_count = {count} }}"
+        for key, (own, start, count) in physical.items()
+    )
+    return f"""{name} {{
+id = "{dashed(uuid or uuid_of("g"))}"
+seqno = {seqno}
+format = "lvm2" # informational
+status = ["RESIZEABLE", "READ", "WRITE"]
+flags = []
+extent_size = {extent_sectors}\t\t# small
+max_lv = 0
+physical_volumes {{
+{members}
+}}
+logical_volumes {{
+{logical}
+}}
+}}
+# Generated by a test
+contents = "Text Format Volume Group"
+version = 1
+description = "Write from \\"vgcreate\\"."
+creation_host = "guest"
+creation_time = 1795210757
+"""
+
+
+def volume_text(
+    name: str, segments: Sequence[tuple[int, int, str]], *, visible: bool = True, number: int = 0
+) -> str:
+    """A logical volume of segments (first extent, extents, the rest of its text)."""
+    flags = '"READ", "WRITE"' + (', "VISIBLE"' if visible else "")
+    inner = "\n".join(
+        f"segment{index} {{ start_extent = {start}\nextent_count = {count}\n{rest} }}"
+        for index, (start, count, rest) in enumerate(segments, 1)
+    )
+    own = "".join(char for char in name if char.isalnum())[:8].ljust(8, "x")
+    return (
+        f'{name} {{ id = "{dashed(own + uuid_of("l", number)[8:])}" status = [{flags}] flags = []\n'
+        f"segment_count = {len(segments)}\n{inner} }}"
+    )
+
+
+def linear(place: str, extent: int) -> str:
+    return f'type = "striped"\nstripe_count = 1 # linear\nstripes = [ "{place}", {extent} ]'
+
+
+def thin_node(number: int, entries: Mapping[int, int], *, leaf: bool = True) -> bytes:
+    keys = sorted(entries)
+    rest = struct.pack("<IQIIII", 2 if leaf else 1, number, len(keys), 252, 8, 0)
+    rest += struct.pack(f"<{len(keys)}Q", *keys).ljust(252 * 8, b"\0")
+    rest += struct.pack(f"<{len(keys)}Q", *(entries[key] for key in keys))
+    rest = rest.ljust(4092, b"\0")
+    return struct.pack("<I", google_crc32c.value(rest) ^ 0xFFFFFFFF ^ 121107) + rest
+
+
+def thin_superblock(root: int, chunk_sectors: int = 128) -> bytes:
+    rest = struct.pack("<IQ16sQIIQQ", 0, 0, b"u" * 16, 27022010, 2, 3, 4, 0)
+    rest = rest.ljust(320 - 4, b"\0") + struct.pack("<QQII", root, 0, chunk_sectors, 8)
+    rest = rest.ljust(4092, b"\0")
+    return struct.pack("<I", google_crc32c.value(rest) ^ 0xFFFFFFFF ^ 160774) + rest
+
+
+def thin_metadata(devices: Mapping[int, Mapping[int, int]], *, per_leaf: int = 3) -> bytes:
+    """Metadata of a pool: device -> (block of the volume -> block of data), each in a tree of two levels."""
+    blocks: dict[int, bytes] = {}
+    roots: dict[int, int] = {}
+    free = 2
+    for device, mapping in devices.items():
+        keys = sorted(mapping)
+        children: dict[int, int] = {}
+        for start in range(0, len(keys), per_leaf):
+            part = {key: mapping[key] << 24 | 5 for key in keys[start : start + per_leaf]}
+            blocks[free] = thin_node(free, part)
+            children[keys[start]] = free
+            free += 1
+        blocks[free] = thin_node(free, children, leaf=False) if children else thin_node(free, {})
+        roots[device] = free
+        free += 1
+    blocks[1] = thin_node(1, roots)
+    blocks[0] = thin_superblock(1)
+    return b"".join(blocks[number] for number in range(free))
+
+
+def snapshot_store(size: int, chunk: int, copies: Mapping[int, bytes], *, valid: int = 1) -> bytes:
+    """The store of a classic snapshot: what the chunks held."""
+    data = bytearray(size)
+    struct.pack_into("<4sIII", data, 0, b"SnAp", valid, 1, chunk // SECTOR)
+    per_area = chunk // 16
+    for index, (old, content) in enumerate(copies.items()):
+        area, entry = divmod(index, per_area)
+        at = (1 + area * (per_area + 1)) * chunk
+        new = at // chunk + 1 + entry
+        struct.pack_into("<QQ", data, at + entry * 16, old, new)
+        data[new * chunk : (new + 1) * chunk] = content
+    return bytes(data)
+
+
+def md_superblock(
+    *,
+    level: int,
+    members: int,
+    role: int,
+    data_start: int,
+    data_sectors: int,
+    at: int,
+    name: str = "host:data",
+    uuid: bytes = b"m" * 16,
+    chunk_sectors: int = 8,
+    layout: int = 0,
+    size_sectors: int = 0,
+    events: int = 20,
+    features: int = 0,
+) -> bytes:
+    """Version 1.x, to lie at byte `at` of the member."""
+    block = bytearray(1024)
+    struct.pack_into("<III4x16s32s", block, 0, MD_MAGIC, 1, features, uuid, name.encode())
+    struct.pack_into("<iIQII", block, 72, level, layout, size_sectors, chunk_sectors, members)
+    struct.pack_into("<QQQQI", block, 128, data_start, data_sectors, at // SECTOR, 0, role)
+    struct.pack_into("<Q", block, 200, events)
+    struct.pack_into("<I", block, 220, 16)
+    for number in range(16):
+        struct.pack_into("<H", block, 256 + 2 * number, number if number < members else 0xFFFF)
+    return mend_md(block)
+
+
+def mend_md(block: bytearray) -> bytes:
+    """With its checksum made right."""
+    most = min(struct.unpack_from("<I", block, 220)[0], 300)
+    struct.pack_into("<I", block, 216, 0)
+    raw = bytes(block[: 256 + 2 * most]).ljust((256 + 2 * most + 3) // 4 * 4, b"\0")
+    total = sum(struct.unpack(f"<{len(raw) // 4}I", raw))
+    struct.pack_into("<I", block, 216, (total & 0xFFFFFFFF) + (total >> 32) & 0xFFFFFFFF)
+    return bytes(block)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""What Btrfs compresses extents with. None of these gives more bytes than it is asked for."""
+
+from __future__ import annotations
+
+import zlib
+from errno import EIO, EOPNOTSUPP
+
+import zstandard
+
+from ..model import ReaderError
+from .lzo import LzoError, decompress
+
+NONE, ZLIB, LZO, ZSTD = range(4)
+MAX_UNCOMPRESSED = 128 << 10
+"""Bytes; Btrfs compresses no more in one extent."""
+LZO_LENGTH = 4
+"""Bytes of the length before the whole, and before each segment."""
+ZSTD_WINDOW = 1 << 17
+"""Bytes; Btrfs needs no larger window."""
+_ZSTD = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW)
+
+
+def expand(kind: int, data: bytes, size: int, sector_size: int) -> bytes:
+    """`size` bytes from an extent's `data`, which may be padded; zeros after what was compressed. Raises
+    ReaderError."""
+    if size > MAX_UNCOMPRESSED:
+        raise ReaderError(EIO, f"a compressed extent of {size} bytes cannot be")
+    try:
+        if kind == ZLIB:
+            result = zlib.decompressobj().decompress(data, size) if size else b""
+        elif kind == LZO:
+            result = _lzo(data, size, sector_size)
+        elif kind == ZSTD:
+            with _ZSTD.stream_reader(data) as reader:
+                result = reader.read(size)
+        else:
+            raise ReaderError(EOPNOTSUPP, f"compression of the unknown type {kind}")
+    except (zlib.error, zstandard.ZstdError, LzoError) as error:
+        raise ReaderError(EIO, f"a compressed extent is damaged: {error}") from error
+    return result.ljust(size, b"\0")
+
+
+def _lzo(data: bytes, size: int, sector_size: int) -> bytes:
+    """Segments of at most a sector each, compressed on their own. The length of one is never split between
+    two sectors."""
+    end = min(int.from_bytes(data[:LZO_LENGTH], "little"), len(data))
+    at = LZO_LENGTH
+    pieces: list[bytes] = []
+    done = 0
+    while at + LZO_LENGTH <= end and done < size:
+        length = int.from_bytes(data[at : at + LZO_LENGTH], "little")
+        at += LZO_LENGTH
+        if not length or at + length > end:
+            raise LzoError("a segment ends outside of the extent")
+        piece = decompress(data[at : at + length], min(sector_size, size - done))
+        if not piece:
+            raise LzoError("a segment holds nothing")
+        pieces.append(piece)
+        done += len(piece)
+        at += length
+        left = sector_size - at % sector_size
+        if left < LZO_LENGTH:
+            at += left
+    return b"".join(pieces)
