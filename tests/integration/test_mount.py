@@ -77,6 +77,7 @@ def test_what_is_to_be_seen(repository: Repository, tmp_path: Path) -> None:
                     "volumes",
                     "volumes/sda-p1.raw",
                     "volumes/sda-p2.raw",
+                    "files",
                     "point.json",
                     "vm.ovf",
                 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -54,7 +53,14 @@ def test_everything_of_a_point(repository: Repository, tmp_path: Path) -> None:
     tree = make_tree(repository, tmp_path)
     top = find(tree, "web/2026-11-20T100000Z")
     assert tree.children(top) is None
-    assert set(inside(tree, top)) == {b"disks", b"volumes", b"point.json", b"vm.ovf", b"empty"}
+    assert set(inside(tree, top)) == {
+        b"disks",
+        b"volumes",
+        b"files",
+        b"point.json",
+        b"vm.ovf",
+        b"empty",
+    }
     assert tree.children(top) is not None
     assert set(inside(tree, find(tree, "web/2026-11-20T100000Z/disks"))) == {b"sda.raw", b"sdb.raw"}
     volumes = inside(tree, find(tree, "web/2026-11-20T100000Z/volumes"))
@@ -72,26 +78,26 @@ def test_everything_of_a_point(repository: Repository, tmp_path: Path) -> None:
     assert [disk["file"] for disk in facts["disks"]] == ["disks/sda.raw", "disks/sdb.raw"]
     disk = find(tree, "web/2026-11-20T100000Z/disks/sdb.raw")
     assert (disk.size, disk.allocated) == (MIB, MIB)
-    assert find(tree, "web/2026-11-20T100000Z/point.json").size == len(
+    assert tree.present(find(tree, "web/2026-11-20T100000Z/point.json")).size == len(
         read_all(tree, "web/2026-11-20T100000Z/point.json")
     )
 
 
+@needs_sfdisk
 def test_reads_stay_within_a_volume(repository: Repository, tmp_path: Path) -> None:
-    data = os.urandom(MIB)
-    add_point(repository, {"sda": data})
+    image = partitioned(tmp_path / "disk", script="label: dos\nstart=2049,size=1001\n")
+    data = image.read_bytes()[2049 * 512 : 3050 * 512]
+    add_point(repository, {"sda": image})
     tree = make_tree(repository, tmp_path)
     entry = find(tree, "web/latest")
     assert entry.role is Role.LATEST
-    part = Entry(
-        "x", Role.VOLUME, 0, size=1000, point=find(tree, "web/2026-11-20T100000Z").point, start=65530
-    )
-    content = tree.open(part)
-    assert content.read(0, 5000) == data[65530:66530]
-    assert content.read(990, 100) == data[66520:66530]
-    assert content.cached(990, 100) == data[66520:66530]
-    assert content.read(1000, 10) == b""
-    assert content.read(5000, 10) == b""
+    content = tree.open(find(tree, "web/2026-11-20T100000Z/volumes/sda-p1.raw"))
+    assert content.size == len(data)
+    assert content.read(0, 5000) == data[:5000]
+    assert content.read(len(data) - 10, 100) == data[-10:]
+    assert content.cached(len(data) - 10, 100) == data[-10:]
+    assert content.read(len(data), 10) == b""
+    assert content.read(2 * len(data), 10) == b""
 
 
 def test_artifacts_that_are_called_as_our_own(repository: Repository, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from vmfs.cli.secrets import find_secret
 from vmfs.errors import UsageError
 from vmfs.fs import mountpoint as places
 from vmfs.fs.attributes import Ownership
+from vmfs.fs.scratch import directory as scratch_directory
 from vmfs.repo.repository import Repository, default_cache_root
 from vmfs.store import LocalStore, Store, open_store
 
@@ -31,15 +32,21 @@ def register(subparsers: Any) -> None:
         run,
         prints_json=False,
         help="show the restore points as files",
-        description="Mount the repository, read-only. Every restore point is a directory VM/TIME with the "
-        "raw disks, their partitions and what was kept with them; VM/latest is the newest. New points appear "
-        "by themselves. The command returns when the mount is up.",
+        description="Mount the repository, read-only unless --scratch is given. Every restore point is a "
+        "directory VM/TIME with the raw disks, their partitions and what was kept with them; VM/latest is "
+        "the newest. New points appear by themselves. The command returns when the mount is up.",
         epilog="To loop-mount a partition: mount -o ro,loop,noload MOUNTPOINT/VM/latest/volumes/DISK-p1.raw "
         "DIR; for XFS, norecovery,nouuid in place of noload.",
     )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", nargs="?", help="an empty directory")
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("--allow-other", action="store_true", help="let all users read the mount")
+    parser.add_argument(
+        "--scratch", metavar="DIR", help="let raw files be written to; what is written goes to DIR"
+    )
+    parser.add_argument(
+        "--keep-scratch", metavar="NAME", help="keep what is written in DIR under NAME, and show it again"
+    )
     parser.add_argument("--uid", type=_uid, metavar="USER", help="owner of the files; default you")
     parser.add_argument("--gid", type=_gid, metavar="GROUP", help="group of the files; default yours")
     parser.add_argument(
@@ -60,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     shared = args.allow_other or args.uid not in (None, os.getuid())
     if shared:
         places.check_allow_other()
-    path = places.check(Path(rest[0]), [*_directory(store), cache_root])
+    scratch = _scratch(args, [*_directory(store), cache_root])
+    path = places.check(Path(rest[0]), [*_directory(store), cache_root, *([scratch] if scratch else [])])
     ownership = Ownership(
         uid=os.getuid() if args.uid is None else args.uid,
         gid=os.getgid() if args.gid is None else args.gid,
@@ -72,7 +80,13 @@ def run(args: argparse.Namespace) -> int:
         # Imported late: pyfuse3 needs libfuse3, and its absence is told better than by an ImportError.
         from vmfs.fs import session
 
-        options = session.MountOptions(mountpoint=path, ownership=ownership, allow_other=shared)
+        options = session.MountOptions(
+            mountpoint=path,
+            ownership=ownership,
+            allow_other=shared,
+            scratch=scratch,
+            keep_scratch=args.keep_scratch,
+        )
         with (
             Repository.open(store, secret, cache_root=cache_root) as repository,
             closing(Catalog.open(common.catalog_url(repository, args), repository.id)) as catalog,
@@ -89,6 +103,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _directory(store: Store) -> list[Path]:
     return [store.root] if isinstance(store, LocalStore) else []
+
+
+def _scratch(args: argparse.Namespace, ours: list[Path]) -> Path | None:
+    """The directory for what is written, if there is one."""
+    if args.scratch is None:
+        if args.keep_scratch is not None:
+            raise UsageError("--keep-scratch needs --scratch DIR")
+        return None
+    return scratch_directory.check(Path(args.scratch), ours, args.keep_scratch)
 
 
 def _absolute_sqlite(url: str | None) -> str | None:

@@ -34,6 +34,8 @@ _VALUES = {
     "cache_dir": "--cache-dir",
     "catalog": "--catalog",
     "log_file": "--log-file",
+    "scratch": "--scratch",
+    "keep_scratch": "--keep-scratch",
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyfuse3
 
-from vmfs.fs.entries import CHANGING, Entry, Role
+from vmfs.fs.entries import CHANGING, SETTLING, Entry, Role
 
 # Seconds. New points must show by themselves, so what the upper directories hold is believed briefly.
 CHANGING_TIMEOUT = 1.0
@@ -68,6 +68,8 @@ def _timeouts(entry: Entry) -> tuple[float, float]:
     """For the name, for the attributes; seconds."""
     if entry.role in CHANGING:
         return CHANGING_TIMEOUT, CHANGING_TIMEOUT
+    if entry.role in SETTLING:
+        return POINT_TIMEOUT, 0
     if entry.role is Role.POINT:
         return POINT_TIMEOUT, IMMUTABLE_TIMEOUT
     return IMMUTABLE_TIMEOUT, IMMUTABLE_TIMEOUT

@@ -15,15 +15,30 @@ class Role(Enum):
     POINT = auto()
     DISKS = auto()
     VOLUMES = auto()
+    FILES = auto()
+    FILESYSTEM = auto()
     POINT_JSON = auto()
     ARTIFACT = auto()
     DISK = auto()
     VOLUME = auto()
 
 
-DIRECTORIES = frozenset((Role.ROOT, Role.DAMAGED, Role.VM, Role.POINT, Role.DISKS, Role.VOLUMES))
+DIRECTORIES = frozenset(
+    (
+        Role.ROOT,
+        Role.DAMAGED,
+        Role.VM,
+        Role.POINT,
+        Role.DISKS,
+        Role.VOLUMES,
+        Role.FILES,
+        Role.FILESYSTEM,
+    )
+)
 # What a refresh may change. All else is as immutable as the point it belongs to.
 CHANGING = frozenset((Role.ROOT, Role.DAMAGED, Role.VM, Role.LATEST))
+# What is known of these without looking into them is not all; the kernel is to ask each time.
+SETTLING = frozenset((Role.POINT_JSON, Role.FILESYSTEM))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +47,7 @@ class Entry:
 
     `key` tells it from all others and is the same in every mount of the repository. `size` is bytes;
     `allocated`, bytes, is how many of them are not known to be zero. `point` is a point id; `index` the
-    number of the disk or artifact in its manifest; `start` where on the disk a volume begins, bytes.
+    number of the disk or artifact in its manifest, or of the volume among the point's.
     """
 
     key: str
@@ -42,7 +57,6 @@ class Entry:
     allocated: int = 0
     point: str = ""
     index: int = 0
-    start: int = 0
     target: bytes = b""
 
     @property

@@ -12,7 +12,10 @@ import pyfuse3
 
 from vmfs.errors import VmfsError
 from vmfs.fs.log import warn_once
+from vmfs.volumes.files.client import GuestError
 
+# What programs are told all day.
+_NO_NEWS = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG))
 P = ParamSpec("P")
 S = TypeVar("S")
 R = TypeVar("R")
@@ -20,6 +23,10 @@ R = TypeVar("R")
 
 def errno_of(error: Exception, doing: str) -> int:
     """The errno that tells a program of this error; the log tells a person."""
+    if isinstance(error, GuestError):
+        if error.errno not in _NO_NEWS:
+            warn_once(str(error), level=logging.ERROR)
+        return error.errno or errno.EIO
     if isinstance(error, VmfsError):
         warn_once(str(error), level=logging.ERROR)
         return errno.EIO

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -12,8 +12,10 @@ import pyfuse3
 import trio
 
 from vmfs.fs.attributes import CHANGING_TIMEOUT, IMMUTABLE_TIMEOUT, Attributes, absent
-from vmfs.fs.entries import CHANGING, Children, Entry, Role
+from vmfs.fs.entries import CHANGING, SETTLING, Children, Entry, Role
 from vmfs.fs.errors import errno_of, guarded
+from vmfs.fs.guests.handlers import GuestDirectory, GuestFiles, Place
+from vmfs.fs.guests.numbers import is_guest
 from vmfs.fs.names import MAX_BYTES
 from vmfs.fs.reading import OpenFile, Reader
 from vmfs.fs.refresh import Refresher
@@ -42,6 +44,7 @@ class Operations(pyfuse3.Operations):
         reader: Reader,
         refresher: Refresher,
         attributes: Attributes,
+        guests: GuestFiles,
         started: Callable[[], None],
     ) -> None:
         super().__init__()
@@ -49,9 +52,11 @@ class Operations(pyfuse3.Operations):
         self._reader = reader
         self._refresher = refresher
         self._attributes = attributes
+        self._guests = guests
         self._started = started
         self._files: dict[int, OpenFile] = {}
-        self._directories: dict[int, _OpenDirectory] = {}
+        self._guest_files: dict[int, Place] = {}
+        self._directories: dict[int, _OpenDirectory | GuestDirectory] = {}
         self._last_handle = 0
 
     def init(self) -> None:
@@ -61,6 +66,8 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        if (directory := await self._guest(parent_inode)) is not None:
+            return await self._guests.lookup(directory, name)
         if len(name) > MAX_BYTES:
             raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         parent = self._entry(parent_inode)
@@ -70,24 +77,34 @@ class Operations(pyfuse3.Operations):
             found = (await self._children(parent)).get(name)
         if found is None:
             return absent(CHANGING_TIMEOUT if parent.role in CHANGING else IMMUTABLE_TIMEOUT)
-        return self._attributes.of(self._tree.inodes.hold(found), found)
+        present = self._tree.present(found)
+        return self._attributes.of(self._tree.inodes.hold(found), present)
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         for number, count in inode_list:
             try:
-                self._tree.inodes.forget(number, count)
+                if is_guest(number):
+                    self._guests.forget(number, count)
+                else:
+                    self._tree.inodes.forget(number, count)
             except Exception as error:
                 errno_of(error, "forget")
 
     @guarded
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        if is_guest(inode):
+            return await self._guests.getattr(inode)
         entry = self._entry(inode)
         if entry.role in CHANGING:
             self._refresher.poke()
-        return self._attributes.of(inode, entry)
+        if entry.role is Role.FILESYSTEM:
+            return await self._guests.root_attributes(inode, entry)
+        return self._attributes.of(inode, self._tree.present(entry))
 
     @guarded
     async def readlink(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileNameT:
+        if is_guest(inode):
+            return pyfuse3.FileNameT(await self._guests.readlink(self._guests.place(inode)))
         await self._refresher.fresh()
         entry = self._entry(inode)
         if entry.role is not Role.LATEST:
@@ -96,6 +113,8 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
+        if (directory := await self._guest(inode)) is not None:
+            return self._keep(self._directories, await self._guests.opendir(directory))
         entry = self._entry(inode)
         if entry.role in CHANGING:
             await self._refresher.fresh()
@@ -104,7 +123,11 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        entries = self._directories[fh].entries
+        directory = self._directories[fh]
+        if isinstance(directory, GuestDirectory):
+            self._guests.readdir(directory, start_id, token)
+            return
+        entries = directory.entries
         inodes = self._tree.inodes
         for place in range(start_id, len(entries)):
             name, entry = entries[place]
@@ -121,21 +144,43 @@ class Operations(pyfuse3.Operations):
     async def open(
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
-        entry = self._entry(inode)
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
+        if is_guest(inode):
+            place = self._guests.place(inode)
+            return pyfuse3.FileInfo(fh=self._keep(self._guest_files, place), keep_cache=True)
+        entry = self._entry(inode)
         content = await trio.to_thread.run_sync(self._tree.open, entry, abandon_on_cancel=True)
         # What a file holds never changes, so what the kernel has cached of it stays right.
-        return pyfuse3.FileInfo(fh=self._keep(self._files, OpenFile(content)), keep_cache=True)
+        keep = entry.role not in SETTLING
+        return pyfuse3.FileInfo(fh=self._keep(self._files, OpenFile(content)), keep_cache=keep)
 
     @guarded
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        if (place := self._guest_files.get(fh)) is not None:
+            return await self._guests.read(place, off, size)
         # pyfuse3 takes any buffer, and sends it before another task runs.
         return cast(bytes, await self._reader.read(self._files[fh], off, size))
 
     @guarded
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         self._files.pop(fh, None)
+        self._guest_files.pop(fh, None)
+
+    @guarded
+    async def getxattr(
+        self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
+    ) -> bytes:
+        value = (await self._xattrs(inode)).get(name)
+        if value is None:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return value
+
+    @guarded
+    async def listxattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> Sequence[pyfuse3.XAttrNameT]:
+        return [pyfuse3.XAttrNameT(name) for name in await self._xattrs(inode)]
 
     @guarded
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -146,6 +191,20 @@ class Operations(pyfuse3.Operations):
         found.f_files = listing.files
         found.f_namemax = MAX_BYTES
         return found
+
+    async def _xattrs(self, inode: int) -> Mapping[bytes, bytes]:
+        place = await self._guest(inode)
+        if place is None:
+            # Not ENOSYS: the kernel would never ask again, whatever the file.
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        return await self._guests.xattrs(place)
+
+    async def _guest(self, inode: int) -> Place | None:
+        """The guest's file of that number; None for all that is not in a guest's file system."""
+        if is_guest(inode):
+            return self._guests.place(inode)
+        entry = self._entry(inode)
+        return await self._guests.root(entry) if entry.role is Role.FILESYSTEM else None
 
     def _entry(self, inode: int) -> Entry:
         try:

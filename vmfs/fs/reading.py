@@ -8,7 +8,7 @@ from functools import partial
 from types import TracebackType
 
 from vmfs.errors import IntegrityError, StoreError
-from vmfs.fs.content import Content, DiskContent
+from vmfs.fs.content import Content, DiskContent, PiecesContent, SpaceContent
 from vmfs.fs.readahead import ReadAhead
 from vmfs.fs.slots import Slots
 from vmfs.fs.workers import Workers
@@ -24,6 +24,10 @@ class OpenFile:
     def __init__(self, content: Content) -> None:
         self.content = content
         self.ahead = ReadAhead(content.start + content.size) if isinstance(content, DiskContent) else None
+        # Each piece is read as the part of a disk that it is.
+        self.pieces = (
+            [OpenFile(piece) for piece in content.pieces] if isinstance(content, PiecesContent) else []
+        )
 
 
 class Reader:
@@ -47,6 +51,13 @@ class Reader:
     async def read(self, file: OpenFile, offset: int, length: int) -> bytes | memoryview:
         """Raises IntegrityError and StoreError. A view holds until the caller lets other tasks run."""
         content = file.content
+        if isinstance(content, PiecesContent):
+            try:
+                return await self._read_pieces(file, content.within(offset, length))
+            except IntegrityError:
+                content = content.whole
+        if isinstance(content, SpaceContent):
+            return await self._threads.run(partial(_read_space, content, offset, length))
         if not isinstance(content, DiskContent) or file.ahead is None:
             return content.read(offset, length)
         length = min(length, content.size - offset)
@@ -70,6 +81,15 @@ class Reader:
         finally:
             self._active -= 1
 
+    async def _read_pieces(self, file: OpenFile, parts: list[tuple[int, int, int]]) -> bytes | memoryview:
+        if len(parts) == 1:
+            number, start, count = parts[0]
+            return await self.read(file.pieces[number], start, count)
+        # Copies: a view would not outlast the next part.
+        return b"".join(
+            [bytes(await self.read(file.pieces[number], start, count)) for number, start, count in parts]
+        )
+
     def _timed(self, content: DiskContent, offset: int, length: int) -> bytes:
         began = time.perf_counter()
         try:
@@ -79,3 +99,10 @@ class Reader:
         finally:
             if length <= content.reader.chunk_size:
                 self._seconds += _SMOOTHING * (time.perf_counter() - began - self._seconds)
+
+
+def _read_space(content: SpaceContent, offset: int, length: int) -> bytes:
+    try:
+        return content.read(offset, length)
+    except (IntegrityError, StoreError) as error:
+        raise type(error)(f"{content.name}: {error}") from error

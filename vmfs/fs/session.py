@@ -18,6 +18,8 @@ from vmfs.catalog import Catalog, DamagedPoint, PointRow
 from vmfs.errors import VmfsError
 from vmfs.format.keys import Kind
 from vmfs.fs.attributes import Attributes, Ownership
+from vmfs.fs.guests.handlers import GuestFiles
+from vmfs.fs.guests.opening import GuestSource
 from vmfs.fs.helpers import Helpers
 from vmfs.fs.log import forget_said
 from vmfs.fs.mountpoint import mounted_at
@@ -25,8 +27,12 @@ from vmfs.fs.operations import Operations
 from vmfs.fs.points import Points
 from vmfs.fs.reading import Reader
 from vmfs.fs.refresh import ListingSource, Refresher
+from vmfs.fs.scratch.files import ScratchFiles
+from vmfs.fs.scratch.operations import ScratchAttributes, ScratchOperations
+from vmfs.fs.scratch.view import open_view
 from vmfs.fs.slots import Slots
 from vmfs.fs.tree import Gone, Tree
+from vmfs.fs.workers import Workers
 from vmfs.repo.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -35,6 +41,7 @@ READ_AHEAD_KB = 4096
 # The kernel asks for no more at once. Bytes, as is the memory for what is fetched ahead.
 SLOT_SIZE = 1 << 20
 SLOT_MEMORY = 64 << 20
+SCRATCH_THREADS = 4
 # How many requests may wait for the store side by side.
 _MAX_TASKS = 64
 _IDLE_TASKS = 8
@@ -45,11 +52,15 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountOptions:
-    """`mountpoint` is resolved. `allow_other` lets other users in (their files' modes are `ownership`'s)."""
+    """`mountpoint` is resolved. `allow_other` lets other users in (their files' modes are `ownership`'s).
+    With `scratch`, a directory that was checked, raw files are writable; `keep_scratch` names what is
+    written, to be mounted again."""
 
     mountpoint: Path
     ownership: Ownership
     allow_other: bool = False
+    scratch: Path | None = None
+    keep_scratch: str | None = None
 
 
 class _Rows:
@@ -77,7 +88,8 @@ def serve(repository: Repository, catalog: Catalog, options: MountOptions, ready
     source = ListingSource(_Rows(repository, catalog))
     listing = source.load()
     assert listing is not None  # noqa: S101 - the first one always is
-    tree = Tree(listing, Points(repository))
+    points = Points(repository)
+    tree = Tree(listing, points)
     attributes = Attributes(options.ownership, repository.chunk_size)
     with ExitStack() as stack:
         # Before anything that starts a thread.
@@ -89,7 +101,25 @@ def serve(repository: Repository, catalog: Catalog, options: MountOptions, ready
         reader = stack.enter_context(Reader(slots))
         refresher = Refresher(tree, source, _forget_name)
         started = trio.Event()
-        operations = Operations(tree, reader, refresher, attributes, started.set)
+        guests = stack.enter_context(GuestFiles(GuestSource(points)))
+        if options.scratch is None:
+            operations = Operations(tree, reader, refresher, attributes, guests, started.set)
+        else:
+            # Not before the helpers are there: they would hold its lock after the mount has died.
+            view = stack.enter_context(
+                open_view(repository, repository.id, options.scratch, options.keep_scratch)
+            )
+            threads = stack.enter_context(Workers("vmfs-scratch", SCRATCH_THREADS))
+            operations = ScratchOperations(
+                tree,
+                reader,
+                refresher,
+                ScratchAttributes(options.ownership, repository.chunk_size, view),
+                guests,
+                started.set,
+                view=view,
+                files=ScratchFiles(reader, threads),
+            )
         stack.enter_context(_mounted(operations, repository.store.url, options))
         log.info("%s is mounted at %s", repository.store.url, options.mountpoint)
         try:
@@ -170,7 +200,11 @@ def _mounted(operations: Operations, url: str, options: MountOptions) -> Iterato
 def _fuse_options(url: str, options: MountOptions) -> set[str]:
     name = "".join(char if char.isascii() and char.isprintable() else "?" for char in url)
     name = name.replace("\\", "\\\\").replace(",", "\\,")
-    chosen = {f"fsname=vmfs:{name}", "subtype=vmfs", "ro", "default_permissions"}
+    chosen = {f"fsname=vmfs:{name}", "subtype=vmfs", "ro" if options.scratch is None else "rw"}
+    if options.allow_other or os.geteuid() == 0:
+        # Modes and owners count, a guest's too.
+        chosen.add("default_permissions")
+    # Else only this user gets in, who could read all of it from disks/ anyway: root's files of a guest too.
     if options.allow_other:
         chosen.add("allow_other")
     return chosen

@@ -1,6 +1,7 @@
 """The file tree of a mounted repository. It knows nothing of FUSE.
 
-    <vm>/<time>/disks/<alias>.raw, volumes/<alias>-p1.raw, point.json, artifacts
+    <vm>/<time>/disks/<alias>.raw, volumes/<volume>.raw, point.json, artifacts
+    <vm>/<time>/files/<volume>/     what is in there is the business of vmfs.fs.guests
     <vm>/latest -> <time>
     damaged/<point id>      only when there are points whose manifest cannot be read
 
@@ -40,6 +41,10 @@ class Tree:
     def load(self, entry: Entry) -> Children:
         """What is in a directory of a point. Raises IntegrityError and StoreError. Any thread."""
         return self._points.children(entry, load=True) or NO_CHILDREN
+
+    def present(self, entry: Entry) -> Entry:
+        """The entry with its attributes as they are now."""
+        return self._points.present(entry)
 
     def open(self, entry: Entry) -> Content:
         """The content of a file. Raises IntegrityError and StoreError. Any thread."""

@@ -1,0 +1,1 @@
+"""The files inside volumes: what guests' file systems hold, as part of the mount."""

@@ -1,0 +1,1 @@
+"""The writable view: what is written to raw files of a mount goes to files beside the repository."""
