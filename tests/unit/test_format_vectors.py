@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from vmfs.format import blob, config, index, keyslot, node, pack, point, sealed, signing
+from vmfs.format import (
+    blob,
+    config,
+    filelist,
+    index,
+    keyslot,
+    node,
+    note,
+    pack,
+    point,
+    sealed,
+    signing,
+)
 from vmfs.format.blob import Codec
 from vmfs.format.config import Config
 from vmfs.format.index import PackRef
@@ -216,3 +228,32 @@ def test_point(vector: Vector) -> None:
     assert sealed.unseal(SealedType.POINT, name, again, KEYS) == signed
     if vector["codec"] == "raw":
         assert again == data
+
+
+@each("notes")
+def test_note(vector: Vector) -> None:
+    name, data = vector["name"], bytes.fromhex(vector["bytes"])
+    seed, nonce = bytes.fromhex(vector["seed"]), bytes.fromhex(vector["nonce"])
+    signer, content = note.decode(name, data, KEYS)
+    assert signer.hex() == vector["signer"] == signing.provider.public(seed).hex()
+    assert [blob_id.hex() for blob_id in content.blobs] == vector["blobs"]
+    assert content.facts == json.loads(vector["body"])["facts"]
+    signed = sealed.unseal(SealedType.NOTE, name, data, KEYS)
+    blobs = len(content.blobs).to_bytes(4, "little").hex() + "".join(vector["blobs"])
+    assert signed.hex() == vector["signer"] + vector["signature"] + blobs + vector["body"].encode().hex()
+    again = note.encode(name, content, seed=seed, nonce=nonce, keys=KEYS)
+    assert sealed.unseal(SealedType.NOTE, name, again, KEYS) == signed
+    if vector["codec"] == "raw":
+        assert again == data
+
+
+@each("file_lists")
+def test_file_list(vector: Vector) -> None:
+    entries = [
+        filelist.Entry(
+            **{**entry, "directory": bytes.fromhex(entry["directory"]), "name": bytes.fromhex(entry["name"])}
+        )
+        for entry in vector["entries"]
+    ]
+    assert filelist.decode(bytes.fromhex(vector["bytes"])) == entries
+    assert filelist.encode(entries).hex() == vector["bytes"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import RLock
 from typing import Self, TypeVar
 
 from sqlalchemy import URL, Connection
 
+from vmfs.catalog import files
 from vmfs.catalog import sync as syncing
 from vmfs.catalog.answers import point_rows, vm_rows
 from vmfs.catalog.database import (
@@ -22,9 +24,12 @@ from vmfs.catalog.database import (
     reopen_database,
     sqlite_url,
 )
+from vmfs.catalog.filesearch import FileQuery, FileRow, find_files
 from vmfs.catalog.resolve import resolve, select_vms, unknown_vm
 from vmfs.catalog.rows import DamagedPoint, PointRow, VmRow
 from vmfs.catalog.sync import PointSource, Progress
+from vmfs.repo.notes import DamagedNote
+from vmfs.repo.repository import Repository
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +50,7 @@ class Catalog:
         self._busy_seconds = busy_seconds
         self._lock = RLock()
         self._source: PointSource | None = None
+        self._files: Repository | None = None
         self._damaged: list[DamagedPoint] = []
         self._database = open_database(url, repository_id, busy_seconds)
 
@@ -71,6 +77,41 @@ class Catalog:
                 self._recover(error)
                 self._damaged = syncing.sync(self._database, repository, progress)
             return list(self._damaged)
+
+    def sync_files(self, repository: Repository, *, progress: Progress | None = None) -> list[DamagedNote]:
+        """Take in the file lists of the points that `sync` took in, and forget those that are gone.
+
+        Returns the notes that cannot be read; they are tried again by the next sync. Raises StoreError.
+        """
+        with self._lock:
+            self._files = repository
+            return self._recovering(lambda: files.sync_files(self._database, repository, progress))
+
+    def find_files(self, query: FileQuery, *, vm: str | None = None) -> list[FileRow]:
+        """The versions of files that `query` describes, of one VM or of all, by VM and path. Call
+        `sync_files` before. Raises UsageError when there is no such VM."""
+
+        def ask(connection: Connection, repository: int) -> list[FileRow]:
+            if vm is None:
+                return find_files(connection, repository, query)
+            keys = select_vms(connection, repository, vm)
+            if not keys:
+                raise unknown_vm(connection, repository, vm)
+            return find_files(connection, repository, replace(query, vms=keys))
+
+        return self._ask(ask)
+
+    def unindexed(self) -> set[str]:
+        """The ids of the points that have no file lists."""
+        return self._ask(files.unindexed_points)
+
+    def unlisted(self) -> list[files.UnlistedVolume]:
+        """The volumes of indexed points that have no file list although they ought to."""
+        return self._ask(files.unlisted_volumes)
+
+    def file_versions(self) -> int:
+        """How many rows there are of files; each is a version of one, however many points have it."""
+        return self._ask(files.count_entries)
 
     @property
     def damaged(self) -> list[DamagedPoint]:
@@ -152,6 +193,8 @@ class Catalog:
             self._recover(error)
             if self._source is not None:
                 self._damaged = syncing.sync(self._database, self._source)
+            if self._files is not None:
+                files.sync_files(self._database, self._files)
             return ask()
 
     def _recover(self, error: Exception) -> None:

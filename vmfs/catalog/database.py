@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import URL, Connection, Engine, MetaData, create_engine, event, insert, inspect, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from vmfs.catalog.models import SCHEMA_VERSION, TABLE_PREFIX, Base, RepositoryModel, SchemaModel
+from vmfs.catalog.models import RepositoryModel
+from vmfs.catalog.schema import is_current, make_schema
 from vmfs.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -95,8 +96,8 @@ class Database:
             # One process at a time from here on; SQLite sees to it by itself.
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _SCHEMA_LOCK})
-            if not _is_current(connection):
-                _make_schema(connection)
+            if not is_current(connection):
+                make_schema(connection)
             key = _find(connection, repository_id)
             if key is None:
                 connection.execute(insert(RepositoryModel).values(id=repository_id))
@@ -106,29 +107,9 @@ class Database:
 
 
 def _find(connection: Connection, repository_id: bytes) -> int | None:
-    if not _is_current(connection):
+    if not is_current(connection):
         return None
     return connection.scalar(select(RepositoryModel.key).where(RepositoryModel.id == repository_id))
-
-
-def _is_current(connection: Connection) -> bool:
-    if not inspect(connection).has_table(SchemaModel.__tablename__):
-        return False
-    columns = inspect(connection).get_columns(SchemaModel.__tablename__)
-    if [column["name"] for column in columns] != ["version"]:
-        return False
-    return list(connection.scalars(select(SchemaModel.version))) == [SCHEMA_VERSION]
-
-
-def _make_schema(connection: Connection) -> None:
-    """Drops what another version left, and nothing of anybody else's."""
-    others = MetaData()
-    others.reflect(connection, only=lambda name, _: name.startswith(TABLE_PREFIX))
-    if others.tables:
-        log.debug("catalog is of another version; it is made anew")
-    others.drop_all(connection)
-    Base.metadata.create_all(connection)
-    connection.execute(insert(SchemaModel).values(version=SCHEMA_VERSION))
 
 
 def open_database(url: URL, repository_id: bytes, busy_seconds: float = BUSY_SECONDS) -> Database:

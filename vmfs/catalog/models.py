@@ -6,7 +6,6 @@ grows with the size of a disk: a row per chunk is what other backup databases dr
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import (
@@ -26,9 +25,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 TABLE_PREFIX = "vmfs_"
 """Of every table of ours, so that a rebuild drops nothing else of a shared database."""
-
-MEANING = 1
-"""Raise it when a column comes to mean something else; a changed column is noticed by itself."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -112,7 +108,7 @@ class PointModel(Base):
     signer: Mapped[bytes] = mapped_column(LargeBinary(32))
 
 
-def _of_point() -> ForeignKeyConstraint:
+def of_point() -> ForeignKeyConstraint:
     return ForeignKeyConstraint(
         ["repository", "point"], [PointModel.repository, PointModel.id], ondelete="CASCADE"
     )
@@ -122,7 +118,7 @@ class DiskModel(Base):
     """A disk of a point. Sizes are bytes."""
 
     __tablename__ = "vmfs_disk"
-    __table_args__ = (_of_point(), {"sqlite_with_rowid": False})
+    __table_args__ = (of_point(), {"sqlite_with_rowid": False})
 
     repository: Mapped[int] = mapped_column(primary_key=True)
     point: Mapped[str] = mapped_column(String(26), primary_key=True)
@@ -142,20 +138,10 @@ class ArtifactModel(Base):
     """A small file of a point. `size` is bytes."""
 
     __tablename__ = "vmfs_artifact"
-    __table_args__ = (_of_point(), {"sqlite_with_rowid": False})
+    __table_args__ = (of_point(), {"sqlite_with_rowid": False})
 
     repository: Mapped[int] = mapped_column(primary_key=True)
     point: Mapped[str] = mapped_column(String(26), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
     size: Mapped[int] = mapped_column(BigInteger)
-
-
-def _schema_version() -> str:
-    columns = [
-        f"{column.table.name}.{column!r}" for table in Base.metadata.sorted_tables for column in table.columns
-    ]
-    return f"{MEANING}-{hashlib.sha256('|'.join(columns).encode()).hexdigest()[:16]}"
-
-
-SCHEMA_VERSION = _schema_version()

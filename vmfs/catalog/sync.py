@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
 from vmfs.catalog.database import Database
+from vmfs.catalog.files import clear_files
 from vmfs.catalog.models import ArtifactModel, Base, DiskModel, PointModel, VmModel
 from vmfs.catalog.records import LoadedPoint, PointRecords, Record, VmIdentity, records_of
 from vmfs.catalog.rows import DamagedPoint
@@ -58,6 +59,7 @@ def clear(database: Database) -> None:
     with database.writing() as connection:
         connection.execute(delete(PointModel).where(PointModel.repository == database.repository))
         connection.execute(delete(VmModel).where(VmModel.repository == database.repository))
+        clear_files(connection, database.repository)
 
 
 def newest_points(repository: int) -> Select[Any]:

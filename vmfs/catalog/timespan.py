@@ -22,7 +22,12 @@ _DAY = 86_400 * _SECOND
 
 
 def end_of(text: str) -> int:
-    """The end, exclusive, of the span that `text` names, in microseconds since 1970.
+    """The end of `span_of(text)`."""
+    return span_of(text)[1]
+
+
+def span_of(text: str) -> tuple[int, int]:
+    """Beginning and end, exclusive, of the span that `text` names, in microseconds since 1970.
 
     ISO 8601, in as much detail as one likes: `2026`, `2026-11`, `2026-11-20`, `2026-11-20T10:00`,
     `2026-11-20T100000Z` as the mount shows it, `2026-11-20T11:00:00.5+01:00`. Without a zone it is UTC.
@@ -49,18 +54,21 @@ def end_of(text: str) -> int:
     begin = to_microseconds(start)
     fraction: str | None = parts["fraction"]
     if fraction:
-        return begin + (int(fraction) + 1) * int(10 ** (6 - len(fraction)))
+        unit = int(10 ** (6 - len(fraction)))
+        return begin + int(fraction) * unit, begin + (int(fraction) + 1) * unit
     if parts["second"]:
-        return begin + _SECOND
-    if parts["minute"]:
-        return begin + 60 * _SECOND
-    if parts["hour"]:
-        return begin + 3600 * _SECOND
-    if parts["day"]:
-        return begin + _DAY
-    if month:
-        return begin + calendar.monthrange(start.year, start.month)[1] * _DAY
-    return begin + (366 if calendar.isleap(start.year) else 365) * _DAY
+        length = _SECOND
+    elif parts["minute"]:
+        length = 60 * _SECOND
+    elif parts["hour"]:
+        length = 3600 * _SECOND
+    elif parts["day"]:
+        length = _DAY
+    elif month:
+        length = calendar.monthrange(start.year, start.month)[1] * _DAY
+    else:
+        length = (366 if calendar.isleap(start.year) else 365) * _DAY
+    return begin, begin + length
 
 
 def _zone(text: str | None) -> timezone:

@@ -46,6 +46,16 @@ def point(point_id: str) -> str:
     return f"{POINTS}/{point_id}"
 
 
+def note(point_id: str, note_id: str) -> str:
+    return f"{NOTES}/{point_id}/{note_id}"
+
+
+def note_ids(name: str) -> tuple[str, str] | None:
+    """(point id, note id) that an object's name states; None for a name that no note has."""
+    parts = name.split("/")
+    return (parts[1], parts[2]) if len(parts) == 3 and parts[0] == NOTES else None
+
+
 def key_slot(slot_id: str) -> str:
     return f"{KEYS}/{slot_id}"
 

@@ -21,7 +21,7 @@ from blake3 import blake3
 from ulid import ULID
 
 from vmfs.errors import ObjectExistsError, VmfsError
-from vmfs.format import blob, index, pack, point
+from vmfs.format import blob, index, note, pack, point
 from vmfs.format.keys import Epoch, Keys, Kind
 from vmfs.format.manifest import Artifact, Manifest, check_name
 from vmfs.repo import names, trash
@@ -184,6 +184,14 @@ class WriteSession:
             raise
         return Stored(blob_id, True, body.length)
 
+    def keeps(self, blob_id: bytes) -> bool:
+        """Whether something new may rely on the blob without storing it again."""
+        with self._lock:
+            if blob_id in self._claimed:
+                return True
+        location = self._index.find(blob_id)
+        return location is not None and location.pack not in self._condemned
+
     def store_artifact(self, name: str, content: bytes) -> Artifact:
         """Keep a small file beside the disks. Raises UsageError for a name that cannot be, VmfsError for too
         large a file."""
@@ -203,6 +211,26 @@ class WriteSession:
 
     def commit(self, manifest: Manifest) -> str:
         """Make the restore point; its id. Raises LeaseLostError or VmfsError, and then there is none."""
+        self._settle()
+        point_id = str(ULID.from_datetime(self._store.now()))
+        name = names.point(point_id)
+        nonce = secrets.token_bytes(12)
+        self._store.put(name, [point.encode(name, manifest, seed=self._seed, nonce=nonce, keys=self._keys)])
+        return point_id
+
+    def commit_note(self, point_id: str, content: note.Note) -> str:
+        """Add a note to a point, with the blobs that it needs; the note's id. The session may go on to
+        others. Raises as `commit` does, and UsageError for facts that cannot be kept."""
+        note_id = str(ULID.from_datetime(self._store.now()))
+        name = names.note(point_id, note_id)
+        nonce = secrets.token_bytes(12)
+        data = note.encode(name, content, seed=self._seed, nonce=nonce, keys=self._keys)
+        self._settle()
+        self._store.put(name, [data])
+        return note_id
+
+    def _settle(self) -> None:
+        """Everything stored so far is durable on return, indexed, and not condemned."""
         self._drain(Kind.DATA)
         self._drain(Kind.NODE)
         self._write_index()
@@ -211,11 +239,6 @@ class WriteSession:
         self._lease.check()
         if trash.generation(self._store) != self._generation:
             raise VmfsError("the repository was pruned meanwhile, so nothing was committed; run it again")
-        point_id = str(ULID.from_datetime(self._store.now()))
-        name = names.point(point_id)
-        nonce = secrets.token_bytes(12)
-        self._store.put(name, [point.encode(name, manifest, seed=self._seed, nonce=nonce, keys=self._keys)])
-        return point_id
 
     def _append(self, kind: Kind, blob_id: bytes, body: blob.Body) -> None:
         lane = Kind.DATA if kind is Kind.DATA else Kind.NODE

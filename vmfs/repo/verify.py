@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -25,6 +25,7 @@ from vmfs.repo.index import load_index, read_directory
 from vmfs.repo.places import Places
 from vmfs.repo.repository import Point, Repository, read_config
 from vmfs.repo.segment import Location
+from vmfs.repo.verify_notes import check_notes
 
 Progress = Callable[[str, int, int], None]
 """(what, done, total)"""
@@ -43,13 +44,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """What of a restore point is lost: ranges of one disk, an artifact, or (neither set) all of it."""
+    """What of a restore point is lost: ranges of one disk, an artifact, what a note of that kind said, or
+    (none of them set) all of it."""
 
     point: str
     vm: str | None
     disk: str | None = None
     ranges: tuple[Range, ...] = ()
     artifact: str | None = None
+    note: str | None = None
 
 
 @dataclass(slots=True)
@@ -136,7 +139,6 @@ class _Verifier:
                 self._found(name, error)
                 self._bad_epochs.add(epoch_id)
         for prefix, kind in (
-            (names.NOTES, SealedType.NOTE),
             (names.LEASES, SealedType.LEASE),
             (names.TRASH, SealedType.TRASH),
         ):
@@ -325,6 +327,16 @@ class _Verifier:
                         self._found_in_pack(error)
                     vm = point.manifest.vm.name
                     self._report.hits.append(Hit(point.id, vm, artifact=artifact.name))
+        self._check_notes({point.id: point.manifest.vm.name for point in loaded})
+
+    def _check_notes(self, points: Mapping[str, str]) -> None:
+        """`points` are ids, and the names of their VMs."""
+        for name, error, lost in check_notes(self._repository, points, self._bad):
+            if lost is None:
+                self._found(name, error)
+                continue
+            self._found_in_pack(error)
+            self._report.hits.append(Hit(lost.point, points[lost.point], note=lost.kind))
 
     def _hit_disk(self, point: Point, disk: Disk, ranges: list[Range]) -> None:
         if ranges:
