@@ -13,6 +13,7 @@ from ingest.cli.facts import disk_facts, disk_summary
 from ingest.engine.hooks import DEFAULT_LIMIT, make_hook
 from ingest.engine.run import CONNECTIONS, Options, Outcome, back_up_vm
 from vmfs.cli import common
+from vmfs.cli.index_option import add_index_option, index_new_point
 from vmfs.cli.progress import ProgressBars
 from vmfs.errors import UsageError
 from vmfs.format.manifest import Disk
@@ -80,6 +81,7 @@ def register(subparsers: Any) -> None:
         default="abort",
         help="what the failure of a COMMAND is: an error, the default, or a warning",
     )
+    add_index_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,10 +102,12 @@ def run(args: argparse.Namespace) -> int:
             progress=lambda now: bars.update(now.alias, now.done, now.total),
         )
         catalog.sync(repository)
+        bars.close()
+        if not args.json and not args.quiet:
+            _print(outcome)
+        index_new_point(args, repository, catalog, outcome.point.id)
     if args.json:
         common.print_json(_facts(outcome))
-    elif not args.quiet:
-        _print(outcome)
     return 0
 
 

@@ -16,6 +16,7 @@ from ingest.sources.base import BitmapError
 from ingest.sources.qemu import FORMATS
 from ingest.sources.spec import parse_spec
 from vmfs.cli import common
+from vmfs.cli.index_option import add_index_option, index_new_point
 from vmfs.cli.progress import ProgressBars
 from vmfs.errors import UsageError, VmfsError
 from vmfs.format.blob import MAX_PLAIN
@@ -80,6 +81,7 @@ def register(subparsers: Any) -> None:
         default="crash",
         help="how the guest's data was fixed when the disks were; default crash",
     )
+    add_index_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -133,10 +135,12 @@ def run(args: argparse.Namespace) -> int:
             progress=lambda now: bars.update(now.alias, now.done, now.total),
         )
         catalog.sync(repository)
+        bars.close()
+        if not args.json and not args.quiet:
+            _print(point)
+        index_new_point(args, repository, catalog, point.id)
     if args.json:
         common.print_json(_facts(point))
-    elif not args.quiet:
-        _print(point)
     return 0
 
 

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if to_stdout and sys.stdout.isatty():
         raise UsageError("standard output is a terminal; give -o FILE, or a pipe")
     with common.open_repository(args) as repository:
-        path = None if to_stdout else _outside(Path(args.output), repository)
+        path = None if to_stdout else outside(Path(args.output), repository)
         with common.open_catalog(repository, args) as catalog:
             point, disk = find_disk(catalog, repository, specs[0])
         reader = repository.open_disk(disk)
@@ -115,7 +115,7 @@ def _disk(point: Point, alias: str | None) -> Disk:
     raise UsageError(f"restore point {point.id} has no disk {alias!r}; it has {known or 'none'}")
 
 
-def _outside(path: Path, repository: Repository) -> Path:
+def outside(path: Path, repository: Repository) -> Path:
     """The path, unless it is in the repository, where a file of ours would pass for an object."""
     if isinstance(repository.store, LocalStore):
         root = os.path.realpath(repository.store.root)

@@ -22,6 +22,7 @@ class ProgressBars:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._bars: dict[str, TaskID] = {}
+        self.shown = not quiet and sys.stderr.isatty()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -29,7 +30,7 @@ class ProgressBars:
             TransferSpeedColumn(),
             TimeRemainingColumn(),
             console=Console(file=sys.stderr),
-            disable=quiet or not sys.stderr.isatty(),
+            disable=not self.shown,
         )
 
     def __enter__(self) -> ProgressBars:
@@ -39,6 +40,10 @@ class ProgressBars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bars as they are; what is printed now comes below them."""
         self._progress.stop()
 
     def update(self, name: str, done: int, total: int) -> None:

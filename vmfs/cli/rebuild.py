@@ -31,20 +31,30 @@ def run(args: argparse.Namespace) -> int:
         with Catalog.open(common.catalog_url(repository, args), repository.id) as catalog:
             catalog.clear()
             damaged = catalog.sync(repository)
-            points, vms = len(catalog.points()), len(catalog.vms())
-    sound = not damaged and not index.unreadable
+            notes = catalog.sync_files(repository)
+            points, vms, files = len(catalog.points()), len(catalog.vms()), catalog.file_versions()
+    sound = not damaged and not index.unreadable and not notes
     if args.json:
-        facts = {"points": points, "vms": vms, "damaged": [asdict(point) for point in damaged]}
+        facts: dict[str, Any] = {
+            "points": points,
+            "vms": vms,
+            "file_versions": files,
+            "damaged": [asdict(point) for point in damaged],
+            "damaged_notes": [note._asdict() for note in notes],
+        }
         common.print_json({**facts, "index": asdict(index), "sound": sound})
         return 0 if sound else IntegrityError.exit_status
     for point in damaged:
         print(f"damaged: restore point {point.id}: {printable(point.message)}")
+    for note in notes:
+        print(f"damaged: note {note.id} of restore point {note.point}: {printable(note.message)}")
     for name, problem in index.unreadable.items():
         print(f"damaged: {name}: {printable(problem)}")
     for name in index.replaced:
         print(f"replaced: {name}, which was damaged")
     if not args.quiet:
-        print(f"Catalog: {count(points, 'restore point')} of {count(vms, 'VM')}")
+        versions = f", {count(files, 'version')} of files" if files else ""
+        print(f"Catalog: {count(points, 'restore point')} of {count(vms, 'VM')}{versions}")
         print(f"Index: {count(index.blobs, 'blob')} in {count(index.packs, 'pack')}")
         if index.indexed:
             print(f"{count(index.indexed, 'pack')} had no index and are indexed again")

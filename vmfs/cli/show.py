@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from vmfs.catalog.resolve import show_time
 from vmfs.cli import common
 from vmfs.cli.tables import format_table, printable
-from vmfs.errors import UsageError
+from vmfs.errors import IntegrityError, StoreError, UsageError, VmfsError
 from vmfs.format.manifest import Disk, Manifest
 from vmfs.repo.keyring import list_slots
-from vmfs.repo.repository import Point
+from vmfs.repo.notes import list_notes
+from vmfs.repo.repository import Point, Repository
+from vmfs.volumes.facts import is_readable, volume_facts
+from vmfs.volumes.files.client import Limits, open_filesystem
+from vmfs.volumes.layout import FoundVolume, PointDisk, find_volumes
+
+# A file system that was made to take long must not keep the rest from being shown.
+_LIMITS = Limits(seconds=10.0)
 
 
 def register(subparsers: Any) -> None:
@@ -21,7 +30,8 @@ def register(subparsers: Any) -> None:
         "show",
         run,
         help="all about one restore point",
-        description="Print what is known of a restore point: its VM, disks, and the files kept with it.",
+        description="Print what is known of a restore point: its VM, disks, the files kept with it, and the "
+        "volumes that are on the disks: partitions, logical volumes, arrays, with their file systems.",
     )
     parser.add_argument(
         "point", nargs="*", metavar="POINT", help="a restore point: an id, a prefix, VM@latest, VM@TIME"
@@ -38,12 +48,86 @@ def run(args: argparse.Namespace) -> int:
         # Only slots that a key holder made: the store could put any label beside any public key.
         slots = list_slots(repository.store, repository.keys)
         labels = {slot.public: slot.label for slot in slots if slot.error is None}
+        volumes, warnings = _volumes(repository, point.manifest)
+        boot = _boot_test(repository, point)
     key = labels.get(point.signer)
     if args.json:
-        common.print_json(_facts(point, key))
+        common.print_json(
+            _facts(point, key) | {"volumes": volumes, "volume_warnings": warnings, "boot_test": boot}
+        )
     else:
         _print(point, key)
+        _print_volumes(volumes, warnings)
+        if boot is not None:
+            print()
+            print(printable(_boot_line(boot)))
     return 0
+
+
+def _boot_test(repository: Repository, point: Point) -> dict[str, Any] | None:
+    """What the latest `vmfs boot --check` of the point found, without the console; None if there was none."""
+    notes = list_notes(repository, point.id, "boot").found
+    if not notes:
+        return None
+    facts = {name: value for name, value in notes[-1].facts.items() if name != "console"}
+    return {"note": notes[-1].id, "time": notes[-1].time.isoformat(), **facts}
+
+
+def _boot_line(boot: dict[str, Any]) -> str:
+    when = show_time(datetime.fromisoformat(boot["time"]))
+    if not boot.get("passed"):
+        return f"Boot test {when}: FAILED, {boot.get('check')!r} did not come"
+    return (
+        f"Boot test {when}: passed in {int(boot.get('milliseconds', 0)) / 1000:.1f} s, {boot.get('matched')}"
+    )
+
+
+def _volumes(repository: Repository, manifest: Manifest) -> tuple[list[dict[str, Any]], list[str]]:
+    """The volumes, with what their file systems warn of, and what is wrong with the disks' tables. A point is
+    shown whatever its disks hold, and whether or not they can be read."""
+    disks = [PointDisk(disk.alias, repository.open_disk(disk), disk.block_size) for disk in manifest.disks]
+    try:
+        layout = find_volumes(disks)
+    except (IntegrityError, StoreError) as error:
+        return [], [f"the disks cannot be read: {error}"]
+    return [volume_facts(volume) | {"warnings": _warnings(volume)} for volume in layout.volumes], list(
+        layout.warnings
+    )
+
+
+def _warnings(volume: FoundVolume) -> Sequence[str]:
+    if volume.content is None or not is_readable(volume):
+        return ()
+    try:
+        name = f"volume {volume.name}"
+        with open_filesystem(volume.space, volume.content.type, name=name, limits=_LIMITS) as opened:
+            return opened.warnings
+    except VmfsError as error:
+        return (str(error),)
+
+
+def _print_volumes(volumes: Sequence[dict[str, Any]], warnings: Sequence[str]) -> None:
+    if volumes:
+        print()
+        header = ("VOLUME", "KIND", ">SIZE", "TYPE", "LABEL", "UUID", "ON")
+        print(format_table(header, [_volume_cells(volume) for volume in volumes]))
+    for volume in volumes:
+        for warning in volume["warnings"]:
+            print(printable(f"{volume['name']}: {warning}"))
+    for warning in warnings:
+        print(printable(warning))
+
+
+def _volume_cells(volume: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        volume["name"],
+        volume["kind"],
+        common.format_size(volume["size"]),
+        volume["type"] or "",
+        volume["label"] or "",
+        volume["uuid"] or "",
+        ", ".join(volume["on"]),
+    )
 
 
 def _facts(point: Point, key: str | None) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def _print(report: Report, *, quiet: bool) -> None:
         read = f", {common.format_size(report.bytes_read)} read" if report.bytes_read else ""
         print(f"{count(report.points, 'restore point')}, {count(report.packs, 'pack')}{read}: all sound")
     elif not report.sound:
-        points = len({hit.point for hit in report.hits})
+        # What a note said is no part of the point.
+        points = len({hit.point for hit in report.hits if hit.note is None})
         print(
             f"{count(len(report.findings), 'object')} damaged, {points} of "
             f"{count(report.points, 'restore point')} hit"
@@ -91,6 +92,10 @@ def _hit(hit: Hit) -> str:
     where = f"restore point {hit.point}" + (f" of {hit.vm}" if hit.vm else "")
     if hit.artifact:
         return f"lost: {where}, {hit.artifact}"
+    if hit.note == "files":
+        return f"lost: {where}, its file list; 'vmfs index --again' makes it anew"
+    if hit.note:
+        return f"lost: {where}, a note of kind {hit.note}"
     if not hit.disk:
         return f"lost: {where}, all of it"
     ranges = [f"{item.start}+{item.length}" for item in hit.ranges[:_SHOWN_RANGES]]

@@ -15,15 +15,16 @@ from qemu import QemuError
 
 from vmfs.cli.common import parse_size
 
-from . import points
+from . import find, points
 from .contenders import Borg, Contender, Restic, Vmfs, need
 from .engine import EngineSection
+from .files import FilesSection
 from .image import make_image
 from .process import BenchError, say
 from .results import Results, machine_facts, table
 from .suite import Suite
 
-SECTIONS = ("full", "again", "incremental", "mounts", "doubled", "points", "engine")
+SECTIONS = ("full", "again", "incremental", "mounts", "doubled", "points", "engine", "find", "files")
 GIB = 1 << 30
 
 
@@ -106,7 +107,7 @@ def measure(arguments: argparse.Namespace) -> int:
     if os.getuid() != 0:
         raise BenchError("mounting disks needs root; run: sudo tools/bench")
     need("qemu-storage-daemon")
-    if set(arguments.only) == {"engine"}:
+    if set(arguments.only) <= {"engine", "find", "files"}:
         arguments.no_peers = True
     if not arguments.no_peers:
         need("restic")
@@ -131,9 +132,10 @@ def run_sections(arguments: argparse.Namespace, work: Path) -> None:
     results = Results(arguments.out, machine_facts(work))
     results.facts["programs"] = ", ".join(contender.version() for contender in (vmfs, *peers))
     chosen = set(arguments.only)
-    if chosen - {"points"}:
-        image = image_of(arguments, work, results, large=bool(chosen - {"points", "engine"}))
-        if chosen - {"points", "engine"}:
+    if chosen - {"points", "find", "files"}:
+        large = bool(chosen - {"points", "find", "files", "engine"})
+        image = image_of(arguments, work, results, large=large)
+        if large:
             suite = Suite(
                 base=image,
                 disk=work / "disk.raw",
@@ -147,6 +149,10 @@ def run_sections(arguments: argparse.Namespace, work: Path) -> None:
             run_suite(suite, chosen)
         if "engine" in chosen:
             EngineSection(image, work / "engine", vmfs, arguments.rounds, results).run()
+    if "files" in chosen:
+        FilesSection(work / "files", vmfs, arguments.rounds, results).run()
+    if "find" in chosen:
+        find.measure_find(vmfs, results, arguments.rounds)
     if "points" in chosen:
         for count in arguments.points:
             points.measure_vmfs(vmfs, results, count, arguments.rounds)

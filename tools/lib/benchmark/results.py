@@ -112,6 +112,23 @@ def point_rows(count: int) -> Sequence[Row]:
     )
 
 
+FIND_ROWS: Sequence[Row] = (
+    Row("find: command", "find by name in 100 points of 100,000 files, the whole command", _seconds),
+    Row("find: name", "… the question to the catalog alone", _milliseconds),
+    Row("find: path", "… by path", _milliseconds),
+    Row("find: size", "… by size", _milliseconds),
+    Row("find: rebuild", "… filling the catalog from nothing", _seconds),
+    Row("find: rebuild, memory", "… its peak memory", _mebibytes),
+    Row("find: lists", "… the repository, which holds nothing else", _bytes),
+    Row("find: catalog, a million", "… the catalog, for a million versions of files", _bytes),
+)
+
+FILES_ROWS: Sequence[Row] = (
+    Row("files open", "a guest's file system: first listing of its root", _seconds),
+    Row("files list", "20,000 files with their attributes", _seconds),
+    Row("files copy", "a file of 500 MiB copied out", _rate),
+)
+
 ENGINE_ROWS: Sequence[Row] = (
     Row("engine backup", "full backup of a running VM", _rate),
     Row("engine backup, command", "… the whole command", _seconds),
@@ -122,6 +139,7 @@ ENGINE_ROWS: Sequence[Row] = (
 )
 
 COLUMNS = ("vmfs", "restic", "borg", "constant bytes", "dd")
+FILES_COLUMNS = ("vmfs, files/", "kernel, volumes/", "guestmount, disks/")
 ENGINE_COLUMNS = ("vmfs", "imageio client", "bare loop")
 
 
@@ -129,8 +147,9 @@ def table(results: Results) -> str:
     """Markdown: the median of each figure, and the facts of the machine."""
     many = (name for name in results.figures if " points: " in name)
     counts = sorted({int(name.split()[0].replace(",", "")) for name in many})
-    rows = [*ROWS, *(row for count in counts for row in point_rows(count))]
-    lines = [*_table(results, rows, COLUMNS), *_engine_table(results)]
+    rows = [*ROWS, *FIND_ROWS, *(row for count in counts for row in point_rows(count))]
+    lines = [*_table(results, rows, COLUMNS), *_table(results, FILES_ROWS, FILES_COLUMNS)]
+    lines += _engine_table(results)
     facts = [f"- {name}: {value}" for name, value in results.facts.items()]
     return "\n".join([*lines, *facts]) + "\n"
 

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from qemu import QemuError
 
+from .boot import BootedVm
 from .engine import EngineVm
 from .one_disk import OneDisk
 from .stage import Stage
 from .terminal import DemoError, tell
+from .yesterday import Yesterday
 
 FREE_SPACE_NEEDED = 4 << 30
 
@@ -44,8 +46,11 @@ def main() -> int:
             os.chdir(work)
             stack.callback(os.chdir, "/")
             stage = Stage(stack)
-            OneDisk(stage).run()
+            disk = OneDisk(stage)
+            disk.run()
+            Yesterday(stage, disk).run()
             EngineVm(stage).run()
+            BootedVm(stage).run()
             stage.summary()
     except (DemoError, QemuError, subprocess.CalledProcessError) as error:
         tell(f"\ndemo FAILED: {error}")

@@ -63,7 +63,7 @@ class EngineVm:
         run(LAB_COMMAND, "down")
 
     def start(self) -> None:
-        title("8. An oVirt engine: its API is simulated; qemu, dirty bitmaps and imageio over TLS are real")
+        title("9. An oVirt engine: its API is simulated; qemu, dirty bitmaps and imageio over TLS are real")
         os.environ["VMFS_LAB_DIR"] = str(self.folder)
         os.environ["VMFS_CONFIG"] = str(Path("vmfs.toml").absolute())
         tell("$ export VMFS_LAB_DIR=$PWD/lab VMFS_CONFIG=$PWD/vmfs.toml")
@@ -90,7 +90,7 @@ class EngineVm:
                 tell(str(error))
 
     def back_up(self) -> None:
-        title("9. The VM, which runs, backed up in full and, when its guest has worked, by its changes")
+        title("10. The VM, which runs, backed up in full and, when its guest has worked, by its changes")
         with self.stage.timed("full backup of a running VM"):
             self.take()
         run(LAB_COMMAND, "write", VM)
@@ -118,7 +118,7 @@ class EngineVm:
             raise DemoError(f"the incremental read {mebibytes(disks[1]['bytes_read'])}")
 
     def compare(self) -> None:
-        title("10. Its files in the mount, compared with what the lab kept of its disk at those instants")
+        title("11. Its files in the mount, compared with what the lab kept of its disk at those instants")
         points = self.wait_for_points(len(self.recorded))
         run("ls", "-ls", points[-1], points[-1] / "disks", points[-1] / "volumes")
         wrong = 0
@@ -147,7 +147,7 @@ class EngineVm:
             time.sleep(0.1)
 
     def lose(self) -> None:
-        title("11. The VM is lost, with its disk, and restored")
+        title("12. The VM is lost, with its disk, and restored")
         with Engine.connect(self.settings()) as engine:
             vm = find_vm(engine, VM)
             service = engine.services().vms_service().vm_service(vm.id)
