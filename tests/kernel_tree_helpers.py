@@ -8,7 +8,7 @@ import socket
 import stat
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -210,18 +210,23 @@ def kernel_mount(image: Path, options: str = "") -> Iterator[Path]:
 
 def partition_of(image: Path, path: Path) -> Path:
     """A disk of one partition, which holds the image."""
-    size = image.stat().st_size
+    return partitions_of([image], path)
+
+
+def partitions_of(images: Sequence[Path], path: Path) -> Path:
+    """A disk of as many partitions, each of which holds an image of whole MiB."""
+    sizes = [image.stat().st_size for image in images]
     with path.open("wb") as file:
-        file.truncate(FIRST + size + MIB)
+        file.truncate(FIRST + sum(sizes) + MIB)
+    starts = [FIRST + sum(sizes[:number]) for number in range(len(sizes))]
+    table = zip(starts, sizes, strict=True)
     subprocess.run(
         ["sfdisk", "-q", "--no-reread", path],
-        input=f"label: gpt\nstart={FIRST // 512},size={size // 512}\n",
+        input="label: gpt\n" + "".join(f"start={start // 512},size={size // 512}\n" for start, size in table),
         text=True,
         check=True,
     )
-    subprocess.run(
-        ["dd", f"if={image}", f"of={path}", "bs=1M", f"seek={FIRST // MIB}", "conv=notrunc,sparse"],
-        check=True,
-        capture_output=True,
-    )
+    for image, start in zip(images, starts, strict=True):
+        place = ("bs=1M", f"seek={start // MIB}", "conv=notrunc,sparse")
+        subprocess.run(["dd", f"if={image}", f"of={path}", *place], check=True, capture_output=True)
     return path

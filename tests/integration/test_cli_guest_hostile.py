@@ -191,6 +191,21 @@ def test_a_volume_that_cannot_be_read_is_no_empty_directory(tmp_path: Path) -> N
     assert copied.status == 1
     assert (tmp_path / "copy/etc/fstab").exists()
     assert vmfs(site, "ls", "evil@latest", "/late").status == 0
+    # It costs nobody what else was asked for.
+    target = tmp_path / "target"
+    target.mkdir()
+    for words in (["tar", "-o", target / "tar"], ["iso", "-o", target / "iso"], ["cp"]):
+        command, *options = words
+        last = [target] if command == "cp" else []
+        done = vmfs(site, command, *options, "evil@latest", "vda-p2:/", "/etc/fstab", *last)
+        assert done.status == 1
+        assert "vmfs: vda-p2:/: volume vda-p2 holds crypto_LUKS" in done.err
+    assert (target / "fstab").read_text().startswith("/dev/vda2 /srv")
+    with tarfile.open(target / "tar") as opened:
+        assert opened.getnames() == ["etc/fstab"]
+    assert (target / "iso").stat().st_size
+    done = vmfs(site, "cp", "evil@latest", "none:/", "/etc/hostname", target)
+    assert (done.status, "no volume 'none'" in done.err) == (2, True)
 
 
 def test_file_systems_that_are_damaged(tmp_path: Path) -> None:

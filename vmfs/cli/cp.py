@@ -16,7 +16,6 @@ from vmfs.errors import UsageError, VmfsError
 from vmfs.recovery.copying import Copied, Copier, How
 from vmfs.recovery.destination import open_directory
 from vmfs.recovery.reading import total_size
-from vmfs.volumes.files.client import GuestError
 from vmfs.volumes.guest import Guest
 from vmfs.volumes.tree import File, Tree
 
@@ -79,8 +78,8 @@ def _choose(
     """What to copy, and under which name."""
     chosen = []
     for place in places:
-        tree, path = guest.locate(place)
         try:
+            tree, path = guest.locate(place)
             file = tree.find(path, follow=not args.archive or path.endswith(b"/"))
             if file.is_directory and not (args.archive or args.recursive):
                 raise VmfsError("it is a directory; copy it with --archive or --recursive")
@@ -89,8 +88,8 @@ def _choose(
                 # All of a volume: it has no name of its own.
                 name = os.fsencode(guest.volume_of(file).name) if file is tree.root else b"root"
             chosen.append((tree, file, name))
-        except GuestError as error:
-            problems.add_error(os.fsencode(place), error)
+        except UsageError:
+            raise
         except VmfsError as error:
             problems.add_error(os.fsencode(place), error)
     return chosen

@@ -65,8 +65,8 @@ def _write(
 
     image = IsoImage(label, problems.add_error, lambda done, total: bars.update("writing", done, total))
     for place in places:
-        tree, path = guest.locate(place)
         try:
+            tree, path = guest.locate(place)
             file = tree.find(path)
         except GuestError as error:
             problems.add_error(os.fsencode(place), error)

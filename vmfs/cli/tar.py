@@ -74,8 +74,8 @@ def _archive(
 ) -> TarWriter:
     chosen = []
     for place in places:
-        tree, path = guest.locate(place)
         try:
+            tree, path = guest.locate(place)
             # The names are those that were asked for, like tar's own.
             name = b"/".join(part for part in path.split(b"/") if part not in (b"", b".", b".."))
             chosen.append((tree, tree.find(path, follow=path.endswith(b"/")), name))

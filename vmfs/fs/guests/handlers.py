@@ -147,7 +147,13 @@ class GuestFiles:
 
     async def read(self, place: Place, offset: int, length: int) -> bytes:
         """Raises GuestError."""
-        return await self._call(place.volume, lambda fs: fs.read(place.node, offset, length))
+        try:
+            return await self._call(place.volume, lambda fs: fs.read(place.node, offset, length))
+        except GuestError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # It is of no known kind, and only shown as a file: damage, and no mistake of who reads.
+            raise GuestError(errno.EIO, str(error), error.exit_status) from error
 
     async def xattrs(self, place: Place) -> dict[bytes, bytes]:
         """Raises GuestError."""
