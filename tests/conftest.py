@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,3 +43,14 @@ def repository(tmp_path: Path) -> Iterator[Repository]:
         store, SECRET, chunk_size=64 << 10, cost=COST, cache_root=tmp_path / "cache"
     ) as repository:
         yield repository
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """For long loops over code that other tests measure: coverage.py would make them four times longer."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)

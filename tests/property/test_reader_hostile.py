@@ -17,6 +17,7 @@ from vmfs.volumes.files.worker.xfs import XfsReader
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
+    pytest.mark.usefixtures("untraced"),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root (loop mounts)"),
 ]
 IMAGES = 2000
