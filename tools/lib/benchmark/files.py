@@ -94,7 +94,7 @@ class FilesSection:
 
     def _guestfs(self, raw: Path) -> Iterator[Path]:
         top = self._folder / "guestfs"
-        command = ["guestmount", "--no-fork", "--ro", "-a", str(raw), "--format=raw", "-m", "/dev/sda1"]
+        command = ["guestmount", "--no-fork", "--ro", "--format=raw", "-a", str(raw), "-m", "/dev/sda1"]
         # Without libvirt, and without KVM where it is there but runs no guests.
         environment = {"LIBGUESTFS_BACKEND": "direct"}
         if not os.access("/dev/kvm", os.W_OK) or "VMFS_BENCH_TCG" in os.environ:
