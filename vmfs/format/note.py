@@ -22,17 +22,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from vmfs.format import sealed, signing
-from vmfs.format.errors import AuthenticationError, ContentError, LengthError, UsageError
+from vmfs.format.errors import ContentError, LengthError, UsageError
 from vmfs.format.keys import Keys, SealedType
+from vmfs.format.signed import SignedKind
 
 MAX_BLOBS = 1 << 20
 MAX_FACTS = 16 << 20
 """Bytes of JSON."""
 ID_SIZE = 32
 
-_CONTEXT = b"vmfs v1 note\0"
-_SIGNED = signing.PUBLIC_SIZE + signing.SIGNATURE_SIZE
+_OBJECT = SignedKind(SealedType.NOTE, b"vmfs v1 note\0")
 _COUNT = struct.Struct("<I")
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _KEYS = {"facts", "kind", "producer", "time"}
@@ -99,25 +98,12 @@ class SignedNote(NamedTuple):
 
 def encode(name: str, note: Note, *, seed: bytes, nonce: bytes, keys: Keys) -> bytes:
     """The whole object to be stored as `name`, signed with the Ed25519 `seed`."""
-    body = note.to_bytes()
-    signature = signing.provider.sign(seed, _message(name, body, keys))
-    plain = signing.provider.public(seed) + signature + body
-    return sealed.seal(SealedType.NOTE, name, plain, nonce=nonce, keys=keys)
+    return _OBJECT.encode(name, note.to_bytes(), seed=seed, nonce=nonce, keys=keys)
 
 
 def decode(name: str, data: bytes, keys: Keys) -> SignedNote:
-    plain = sealed.unseal(SealedType.NOTE, name, data, keys)
-    if len(plain) < _SIGNED:
-        raise LengthError(f"{name} is too short to be signed")
-    signer, signature = plain[: signing.PUBLIC_SIZE], plain[signing.PUBLIC_SIZE : _SIGNED]
-    body = plain[_SIGNED:]
-    if not signing.provider.verify(signer, _message(name, body, keys), signature):
-        raise AuthenticationError(f"{name} does not carry a valid signature")
+    signer, body = _OBJECT.decode(name, data, keys)
     return SignedNote(signer, Note.from_bytes(body))
-
-
-def _message(name: str, body: bytes, keys: Keys) -> bytes:
-    return _CONTEXT + keys.repository_id + name.encode() + b"\0" + body
 
 
 def _json(note: Note) -> bytes:

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vmfs.format import sealed, signing
-from vmfs.format.errors import AuthenticationError, LengthError
 from vmfs.format.keys import Keys, SealedType
 from vmfs.format.manifest import Manifest
+from vmfs.format.signed import SignedKind
 
-_CONTEXT = b"vmfs v1 point\0"
-_SIGNED = signing.PUBLIC_SIZE + signing.SIGNATURE_SIZE
+_OBJECT = SignedKind(SealedType.POINT, b"vmfs v1 point\0")
 
 
 class SignedManifest(NamedTuple):
@@ -27,22 +25,9 @@ class SignedManifest(NamedTuple):
 
 def encode(name: str, manifest: Manifest, *, seed: bytes, nonce: bytes, keys: Keys) -> bytes:
     """The whole object to be stored as `name`, signed with the Ed25519 `seed`."""
-    body = manifest.to_bytes()
-    signature = signing.provider.sign(seed, _message(name, body, keys))
-    plain = signing.provider.public(seed) + signature + body
-    return sealed.seal(SealedType.POINT, name, plain, nonce=nonce, keys=keys)
+    return _OBJECT.encode(name, manifest.to_bytes(), seed=seed, nonce=nonce, keys=keys)
 
 
 def decode(name: str, data: bytes, keys: Keys) -> SignedManifest:
-    plain = sealed.unseal(SealedType.POINT, name, data, keys)
-    if len(plain) < _SIGNED:
-        raise LengthError(f"{name} is too short to be signed")
-    signer, signature = plain[: signing.PUBLIC_SIZE], plain[signing.PUBLIC_SIZE : _SIGNED]
-    body = plain[_SIGNED:]
-    if not signing.provider.verify(signer, _message(name, body, keys), signature):
-        raise AuthenticationError(f"{name} does not carry a valid signature")
+    signer, body = _OBJECT.decode(name, data, keys)
     return SignedManifest(signer, Manifest.from_bytes(body))
-
-
-def _message(name: str, body: bytes, keys: Keys) -> bytes:
-    return _CONTEXT + keys.repository_id + name.encode() + b"\0" + body
