@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from itertools import pairwise
@@ -16,9 +17,9 @@ from blake3 import blake3
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from vmfs.format import aead, blob, config, index, keyslot, node, pack, point, sealed, signing
+from vmfs.format import aead, blob, config, index, keyslot, lz4block, node, pack, point, sealed, signing
 from vmfs.format.config import Config
-from vmfs.format.errors import AuthenticationError, IntegrityError, UsageError
+from vmfs.format.errors import AuthenticationError, ContentError, IntegrityError, UsageError
 from vmfs.format.keys import Epoch, Kind, SealedType, derive_keys
 from vmfs.format.manifest import MAX_DISK_SIZE, Artifact, Disk, Manifest, Vm, check_name
 from vmfs.repo.index import Location, Segment, unique_sorted
@@ -70,9 +71,15 @@ def test_aead_providers_agree(
             provider.encrypt_into(key, nonce, plain, aad, view)
         assert out == sealed_bytes
         assert provider.decrypt(key, nonce, memoryview(sealed_bytes), aad) == plain
+        opened = bytearray(len(plain))
+        provider.decrypt_into(key, nonce, memoryview(sealed_bytes), aad, memoryview(opened))
+        assert opened == plain
         for bad in (changed, short, sealed_bytes + b"\0", b""):
             with pytest.raises(AuthenticationError):
                 provider.decrypt(key, nonce, bad, aad)
+            room = memoryview(bytearray(max(0, len(bad) - aead.TAG_SIZE)))
+            with pytest.raises(AuthenticationError):
+                provider.decrypt_into(key, nonce, bad, aad, room)
         with pytest.raises(AuthenticationError):
             provider.decrypt(key, nonce, sealed_bytes, aad + b"\0")
         with pytest.raises(AuthenticationError):
@@ -125,6 +132,34 @@ def test_blob_round_trip(plain: bytes, kind: Kind, nonce: bytes) -> None:
     assert len(data) <= len(plain) + blob.OVERHEAD
     assert blob.unseal(data, kind=kind, blob_id=blob_id, **place) == plain
     assert blob.unseal(memoryview(bytearray(data)), kind=kind, blob_id=blob_id, **place) == plain
+
+
+@pytest.mark.parametrize("by_package", [False, True])
+@given(plain=PLAIN, data=st.data())
+def test_the_start_of_a_blob(by_package: bool, plain: bytes, data: st.DataObject) -> None:
+    """With the C library's functions and, where they are not to be found, without."""
+    place: dict[str, Any] = {"kind": Kind.DATA, "blob_id": b"i" * 32, "epoch": EPOCH, "repository_id": ID}
+    sealed_bytes = memoryview(bytearray(blob.seal(plain=plain, nonce=NONCE, **place)))
+    out = bytearray(data.draw(st.integers(1, len(plain))))
+    spare = memoryview(bytearray(len(plain)))
+    with pytest.MonkeyPatch.context() as patch:
+        assert lz4block._FUNCTIONS is not None
+        if by_package:
+            patch.setattr(lz4block, "_FUNCTIONS", None)
+        assert blob.unseal_start(sealed_bytes, memoryview(out), spare, **place) == len(plain)
+        assert out == plain[: len(out)]
+        with pytest.raises(ContentError):
+            blob.unseal_start(sealed_bytes, memoryview(bytearray(len(plain) + 1)), spare, **place)
+
+
+@given(st.binary(max_size=300), st.integers(1, 1000), st.data())
+def test_no_block_writes_past_its_end(block: bytes, plain_length: int, data: st.DataObject) -> None:
+    """What is no LZ4 block is refused or fills what it was given; the memory behind it stays as it was."""
+    length = data.draw(st.integers(1, plain_length))
+    memory = bytearray(b"\xa5" * 2000)
+    with suppress(ContentError):
+        lz4block.decompress(memoryview(bytearray(block)), plain_length, memoryview(memory)[:length])
+    assert memory[length:] == b"\xa5" * (2000 - length)
 
 
 @given(st.one_of(st.just(b""), PLAIN), st.sampled_from(SealedType))

@@ -110,6 +110,8 @@ def test_reads(repository: Repository, disk: tuple[int, dict[int, int]], data: s
         ids = {_id(reader, index) for index in parts if index in content}
         assert cached == (wanted if ids <= seen else None)
         seen |= ids
+        # Twice: a chunk that is only looked into is kept the second time.
+        assert reader.read(offset, length) == wanted
         assert reader.read(offset, length) == wanted
         assert reader.cached(offset, length) == wanted
 
@@ -183,6 +185,19 @@ def test_prefetch_brings_chunks_into_the_cache(repository: Repository) -> None:
     assert reader.cached(0, 4 * CHUNK) == expected(content, 4 * CHUNK, 0, 4 * CHUNK)
 
 
+def test_a_chunk_that_is_looked_into_again_is_kept(repository: Repository) -> None:
+    """Once is no reason to decompress all of it. Whoever begins at its start may go on."""
+    content = {0: PATTERNS[0], 3: PATTERNS[1]}
+    reader = write(repository, 4 * CHUNK, content)
+    assert reader.cached(CHUNK, 2 * CHUNK) == bytes(2 * CHUNK)
+    for kept in (False, True):
+        assert reader.cached(3 * CHUNK, CHUNK) is None
+        assert reader.read(3 * CHUNK + 700, 99) == content[3][700:799]
+        assert (reader.cached(3 * CHUNK, CHUNK) == content[3]) is kept
+    assert reader.read(0, 10) == content[0][:10]
+    assert reader.cached(0, CHUNK) == content[0]
+
+
 def test_many_threads_read_one_disk(repository: Repository) -> None:
     size = 2 * LEAF + 512
     content = {index: PATTERNS[index % 5] for index in range(0, 2 * node.FANOUT, 37)}
@@ -203,7 +218,7 @@ def test_a_bad_chunk_spoils_no_more_than_itself(repository: Repository, tmp_path
         last = file.read(1)
         file.seek(-1, 1)
         file.write(bytes([last[0] ^ 1]))
-    for offset, length in ((CHUNK, 1), (0, 2 * CHUNK), (2 * CHUNK - 1, 2)):
+    for offset, length in ((CHUNK, 1), (0, 2 * CHUNK), (2 * CHUNK - 1, 2), (CHUNK + 9, 9)):
         with pytest.raises(IntegrityError, match=f"disk bytes from {CHUNK}: packs/"):
             reader.read(offset, length)
     assert reader.read(0, CHUNK) == content[0]

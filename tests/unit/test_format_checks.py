@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 from collections.abc import Callable
+from typing import Any
 
 import lz4.block
 import pytest
@@ -29,6 +30,8 @@ from vmfs.format.keys import METADATA_EPOCH, Epoch, Keys, Kind, SealedType, blob
 ID = b"repository id 16"
 KEYS = derive_keys(b"m" * 32, ID)
 NONCE = b"nonce 12 byt"
+ROOM = memoryview(bytearray(blob.MAX_PLAIN))
+SPARE = memoryview(bytearray(blob.MAX_PLAIN))
 EPOCH = Epoch(b"epoch id", b"e" * 32)
 NAME = "points/01KFZ9M5T0ABCDEFGHJKMNPQRS"
 
@@ -101,7 +104,18 @@ def open_blob(
     epoch: Epoch = EPOCH,
     repository_id: bytes = ID,
 ) -> bytes:
-    return blob.unseal(data, kind=kind, blob_id=blob_id, epoch=epoch, repository_id=repository_id)
+    """By both ways, which must agree."""
+    place: dict[str, Any] = {"kind": kind, "blob_id": blob_id, "epoch": epoch, "repository_id": repository_id}
+    out = ROOM[: int.from_bytes(data[48:52], "little")]
+    try:
+        plain = blob.unseal(data, **place)
+    except IntegrityError as error:
+        with pytest.raises(type(error)):
+            blob.unseal_start(memoryview(bytearray(data)), out, SPARE, **place)
+        raise
+    assert blob.unseal_start(memoryview(bytearray(data)), out, SPARE, **place) == len(plain)
+    assert out == plain
+    return plain
 
 
 def test_blob_order() -> None:

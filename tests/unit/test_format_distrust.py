@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from datetime import UTC, datetime
 
@@ -81,3 +82,14 @@ def test_chunk_of_another_size(repository: Repository) -> None:
     put_blob(repository, Kind.DATA, chunk_id, plain, data_epoch(repository))
     with pytest.raises(ContentError, match="chunk size"):
         repository.blobs.chunk(chunk_id)
+    with pytest.raises(ContentError, match="chunk size"):
+        repository.blobs.piece(chunk_id, 1, 2)
+
+
+def test_chunk_that_is_too_large(repository: Repository) -> None:
+    """Larger than the memory that there is for it."""
+    plain = os.urandom(2 * CHUNK)
+    chunk_id = repository.keys.blob_id(Kind.DATA, plain)
+    put_blob(repository, Kind.DATA, chunk_id, plain, data_epoch(repository))
+    with pytest.raises(ContentError, match="larger than the repository's chunks"):
+        repository.blobs.piece(chunk_id, 1, 2)

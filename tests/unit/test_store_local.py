@@ -64,7 +64,11 @@ def test_many_parts(store: LocalStore) -> None:
 def test_ranges(tmp_path_factory: pytest.TempPathFactory, content: bytes, offset: int, length: int) -> None:
     store = LocalStore(tmp_path_factory.mktemp("ranges"))
     store.put("a", [content])
-    assert store.get_range("a", offset, length) == content[offset : offset + length]
+    expected = content[offset : offset + length]
+    assert store.get_range("a", offset, length) == expected
+    memory = bytearray(b"\xa5" * length)
+    assert store.read_into("a", offset, memoryview(memory)) == len(expected)
+    assert memory == expected + b"\xa5" * (length - len(expected))
 
 
 @settings(deadline=None)
@@ -110,6 +114,7 @@ def test_names_that_are_none(store: LocalStore, name: str) -> None:
         lambda: store.put(name, [b"x"]),
         lambda: store.get(name),
         lambda: store.get_range(name, 0, 1),
+        lambda: store.read_into(name, 0, memoryview(bytearray(1))),
         lambda: store.size(name),
         lambda: store.delete(name),
         lambda: list(store.list(name)),

@@ -29,6 +29,9 @@ class Provider(Protocol):
     def decrypt(self, key: bytes, nonce: bytes, sealed: Buffer, aad: bytes) -> bytes:
         """The plaintext. Raises AuthenticationError if any bit of the arguments is not what was sealed."""
 
+    def decrypt_into(self, key: bytes, nonce: bytes, sealed: Buffer, aad: bytes, out: memoryview) -> None:
+        """The same into `out`, exactly as long as the plaintext; after an error it holds anything."""
+
 
 class PyCryptodome:
     name = "pycryptodome"
@@ -62,6 +65,19 @@ class PyCryptodome:
         except ValueError:
             raise AuthenticationError("authentication failed") from None
 
+    def decrypt_into(self, key: bytes, nonce: bytes, sealed: Buffer, aad: bytes, out: memoryview) -> None:
+        from Crypto.Cipher import AES
+
+        if len(sealed) < TAG_SIZE:
+            raise AuthenticationError("sealed bytes are shorter than their tag")
+        view = memoryview(sealed)
+        cipher = AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=TAG_SIZE)
+        cipher.update(aad)
+        try:
+            cipher.decrypt_and_verify(view[:-TAG_SIZE], bytes(view[-TAG_SIZE:]), output=out)
+        except ValueError:
+            raise AuthenticationError("authentication failed") from None
+
 
 class Cryptography:
     name = "cryptography"
@@ -75,6 +91,12 @@ class Cryptography:
     def decrypt(self, key: bytes, nonce: bytes, sealed: Buffer, aad: bytes) -> bytes:
         try:
             return AESGCM(key).decrypt(nonce, sealed, aad)
+        except (InvalidTag, ValueError):
+            raise AuthenticationError("authentication failed") from None
+
+    def decrypt_into(self, key: bytes, nonce: bytes, sealed: Buffer, aad: bytes, out: memoryview) -> None:
+        try:
+            AESGCM(key).decrypt_into(nonce, sealed, aad, out)
         except (InvalidTag, ValueError):
             raise AuthenticationError("authentication failed") from None
 

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import lz4.block
 
-from vmfs.format import VERSION, aead
+from vmfs.format import VERSION, aead, lz4block
 from vmfs.format.aead import Buffer
 from vmfs.format.errors import AuthenticationError, ContentError, LengthError, MagicError, VersionError
 from vmfs.format.keys import METADATA_EPOCH, Epoch, Kind, blob_key
@@ -130,11 +130,7 @@ def parse_header(data: Buffer) -> Header:
 
 def unseal(data: Buffer, *, kind: int, blob_id: bytes, epoch: Epoch, repository_id: bytes) -> bytes:
     """The plaintext of the blob that `data` is, checked to be the one asked for."""
-    header = parse_header(data)
-    if len(data) != OVERHEAD + header.stored_length:
-        raise LengthError("blob is not as long as its header says")
-    if (header.kind, header.id, header.epoch) != (kind, blob_id, epoch.id):
-        raise AuthenticationError("another blob lies in this one's place")
+    header = _header_of(data, kind, blob_id, epoch)
     view = memoryview(data)
     aad = bytes(view[: HEADER.size]) + repository_id
     key = blob_key(epoch, kind, blob_id)
@@ -150,6 +146,48 @@ def unseal(data: Buffer, *, kind: int, blob_id: bytes, epoch: Epoch, repository_
     if len(plain) != header.plain_length:
         raise ContentError("blob does not decompress to the length it states")
     return plain
+
+
+def unseal_start(
+    data: memoryview,
+    out: memoryview,
+    spare: memoryview,
+    *,
+    kind: int,
+    blob_id: bytes,
+    epoch: Epoch,
+    repository_id: bytes,
+) -> int:
+    """Fill `out` with the start of the plaintext of the blob that `data` is, checked as `unseal` does, and
+    give the length of all of it, bytes. `spare` is memory for what lies between, as long as the largest
+    plaintext; after an error nothing that it and `out` hold is to be trusted. Raises IntegrityError, also
+    when the plaintext is shorter than `out`."""
+    header = _header_of(data, kind, blob_id, epoch)
+    if header.stored_length > len(spare):
+        raise ContentError("blob header makes no sense: its lengths lie")
+    raw = header.codec == Codec.RAW
+    stored = out if raw and header.stored_length == len(out) else spare[: header.stored_length]
+    aad = bytes(data[: HEADER.size]) + repository_id
+    key = blob_key(epoch, kind, blob_id)
+    aead.provider.decrypt_into(key, header.nonce, data[HEADER.size :], aad, stored)
+    _check_content(header)
+    if header.plain_length < len(out) or (raw and header.stored_length != header.plain_length):
+        raise ContentError("blob does not decompress to the length it states")
+    if not raw:
+        lz4block.decompress(stored, header.plain_length, out)
+    elif stored is not out:
+        out[:] = stored[: len(out)]
+    return header.plain_length
+
+
+def _header_of(data: Buffer, kind: int, blob_id: bytes, epoch: Epoch) -> Header:
+    """Checked to be of the blob that was asked for."""
+    header = parse_header(data)
+    if len(data) != OVERHEAD + header.stored_length:
+        raise LengthError("blob is not as long as its header says")
+    if (header.kind, header.id, header.epoch) != (kind, blob_id, epoch.id):
+        raise AuthenticationError("another blob lies in this one's place")
+    return header
 
 
 def _check_content(header: Header) -> None:

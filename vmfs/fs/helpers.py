@@ -27,8 +27,8 @@ from vmfs.errors import IntegrityError, StoreError
 
 log = logging.getLogger(__name__)
 
-LoadChunk = Callable[[bytes], bytes]
-"""The plaintext of a chunk by id. Raises IntegrityError and StoreError."""
+LoadChunk = Callable[[bytes, memoryview], None]
+"""Puts the plaintext of a chunk, by id, into the memory. Raises IntegrityError and StoreError."""
 
 ID_SIZE = 32
 _NULL = bytes(ID_SIZE)
@@ -53,6 +53,7 @@ class Helpers:
         self.slots = slots
         self._load = _refreshing(load, refresh)
         self._chunk_size = chunk_size
+        self._zeros = bytes(chunk_size)
         self._memory = mmap.mmap(-1, slots * slot_size)
         self._view = memoryview(self._memory)
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -162,10 +163,11 @@ class Helpers:
         at = slot * self.slot_size
         try:
             for blob_id in ids:
-                plain = bytes(self._chunk_size) if blob_id == _NULL else self._load(blob_id)
-                if len(plain) != self._chunk_size:
-                    return False
-                self._view[at : at + self._chunk_size] = plain
+                out = self._view[at : at + self._chunk_size]
+                if blob_id == _NULL:
+                    out[:] = self._zeros
+                else:
+                    self._load(blob_id, out)
                 at += self._chunk_size
         except (IntegrityError, StoreError):
             # The mount reads the range again by itself, and says what is wrong with it.
@@ -181,15 +183,15 @@ def _refreshing(load: LoadChunk, refresh: Callable[[], None]) -> LoadChunk:
     """A chunk that is not found may have been written since the fork."""
     last = time.monotonic()
 
-    def load_or_refresh(blob_id: bytes) -> bytes:
+    def load_or_refresh(blob_id: bytes, out: memoryview) -> None:
         nonlocal last
         try:
-            return load(blob_id)
+            load(blob_id, out)
         except IntegrityError:
             if time.monotonic() - last < _REFRESH_INTERVAL:
                 raise
             last = time.monotonic()
             refresh()
-            return load(blob_id)
+            load(blob_id, out)
 
     return load_or_refresh

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pyfuse3
@@ -16,7 +15,6 @@ import trio
 
 from vmfs.catalog import Catalog, DamagedPoint, PointRow
 from vmfs.errors import VmfsError
-from vmfs.format.keys import Kind
 from vmfs.fs.attributes import Attributes, Ownership
 from vmfs.fs.guests.handlers import GuestFiles
 from vmfs.fs.guests.opening import GuestSource
@@ -138,7 +136,7 @@ def _first(error: Exception) -> Exception:
 
 def _helpers(repository: Repository) -> Helpers:
     return Helpers(
-        partial(repository.blobs.read, Kind.DATA),
+        repository.blobs.chunk_into,
         repository.refresh,
         chunk_size=repository.chunk_size,
         slot_size=max(SLOT_SIZE, repository.chunk_size),

@@ -71,8 +71,10 @@ class Slots:
     async def get(self, disk: str, offset: int, length: int) -> bytes | memoryview | None:
         """Bytes [offset, offset + length) of the disk if they were fetched or are being so; else None. A view
         holds until the caller lets other tasks run."""
-        self._take_replies()
         size = self._helpers.slot_size
+        if (disk, offset // size) not in self._slots:
+            return None
+        self._take_replies()
         end = offset + length
         used: list[_Slot] = []
         try:

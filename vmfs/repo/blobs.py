@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from threading import Lock
+from contextlib import contextmanager
+from functools import partial
+from threading import Lock, local
+from typing import TypeVar
 
 from vmfs.errors import ContentError, IntegrityError, ObjectMissingError
 from vmfs.format import blob, node, sealed
@@ -17,6 +20,10 @@ from vmfs.store import Store
 
 _NODE_CACHE = 48 << 20
 _CHUNK_CACHE = 96 << 20
+# Of so many chunks it is known that a piece of them was read; as many as the cache holds, about.
+_GLANCES = 256
+
+T = TypeVar("T")
 
 
 class BlobCache:
@@ -66,6 +73,16 @@ class BlobCache:
         return plain
 
 
+class _Buffers(local):
+    """A thread's memory for what lies between a pack and a plaintext, used for every chunk: new memory for
+    each would cost as much as to decrypt it."""
+
+    def __init__(self, chunk_size: int) -> None:
+        self.sealed = memoryview(bytearray(chunk_size + blob.OVERHEAD))
+        self.stored = memoryview(bytearray(chunk_size))
+        self.plain = memoryview(bytearray(chunk_size))
+
+
 class BlobReader:
     def __init__(self, store: Store, keys: Keys, index: ChunkIndex, chunk_size: int) -> None:
         self.chunk_size = chunk_size
@@ -75,6 +92,10 @@ class BlobReader:
         self._epochs = {METADATA_EPOCH: keys.metadata}
         self._nodes = BlobCache(_NODE_CACHE)
         self._chunks = BlobCache(_CHUNK_CACHE)
+        self._buffers = _Buffers(chunk_size)
+        self._lock = Lock()
+        # Oldest first.
+        self._glanced: dict[bytes, None] = {}
 
     def node(self, blob_id: bytes) -> bytes:
         """The 8 KiB of a map's node. Raises IntegrityError, as all here do."""
@@ -87,29 +108,30 @@ class BlobReader:
     def cached_chunk(self, blob_id: bytes) -> bytes | None:
         return self._chunks.peek(blob_id)
 
+    def piece(self, blob_id: bytes, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a data chunk. The first time, no more of it is decompressed than is needed;
+        whoever comes back reads more of it, and has it kept."""
+        plain = self._chunks.peek(blob_id)
+        if plain is None and not self._seen(blob_id):
+            out = self._buffers.plain[:stop]
+            self.chunk_into(blob_id, out)
+            return bytes(out[start:])
+        return (plain or self.chunk(blob_id))[start:stop]
+
+    def chunk_into(self, blob_id: bytes, out: memoryview) -> None:
+        """Fill `out` with the plaintext of a data chunk, or as much of its start as `out` is long, from the
+        store."""
+        self._where_found(blob_id, partial(self._unseal_into, blob_id, out))
+
     def artifact(self, blob_id: bytes) -> bytes:
         return self.read(Kind.ARTIFACT, blob_id)
 
     def read(self, kind: Kind, blob_id: bytes) -> bytes:
         """The plaintext of a blob, from the store."""
-        location = self._index.find(blob_id)
-        try:
-            return self._read_found(kind, blob_id, location)
-        except IntegrityError:
-            self._index.heal()
-            again = self._index.find(blob_id)
-            if again == location:
-                raise
-            return self._read_found(kind, blob_id, again)
-
-    def _read_found(self, kind: Kind, blob_id: bytes, location: Location | None) -> bytes:
-        if location is None:
-            raise IntegrityError(f"blob {blob_id.hex()} is in no pack")
-        return self.read_at(kind, blob_id, location)
+        return self._where_found(blob_id, partial(self.read_at, kind, blob_id))
 
     def read_at(self, kind: Kind, blob_id: bytes, location: Location) -> bytes:
-        name = names.pack(location.pack)
-        try:
+        with _naming(location) as name:
             data = self._store.get_range(name, location.offset, location.length)
             epoch = self.epoch(blob.parse_header(data).epoch)
             plain = blob.unseal(
@@ -119,10 +141,47 @@ class BlobReader:
             if kind is not Kind.DATA and self._keys.blob_id(kind, plain) != blob_id:
                 raise ContentError("its content is not what its id says")
             return plain
-        except ObjectMissingError as error:
-            raise IntegrityError(f"{name} is missing from the store") from error
-        except IntegrityError as error:
-            raise type(error)(f"{name}, blob at byte {location.offset}: {error}") from error
+
+    def _unseal_into(self, blob_id: bytes, out: memoryview, location: Location) -> None:
+        buffers = self._buffers
+        with _naming(location) as name:
+            if location.length > len(buffers.sealed):
+                raise ContentError(f"chunk {blob_id.hex()} is larger than the repository's chunks")
+            data = buffers.sealed[: location.length]
+            data = data[: self._store.read_into(name, location.offset, data)]
+            length = blob.unseal_start(
+                data,
+                out,
+                buffers.stored,
+                kind=Kind.DATA,
+                blob_id=blob_id,
+                epoch=self.epoch(blob.parse_header(data).epoch),
+                repository_id=self._keys.repository_id,
+            )
+            if length != self.chunk_size:
+                raise ContentError(f"chunk {blob_id.hex()} is not of the repository's chunk size")
+
+    def _where_found(self, blob_id: bytes, read: Callable[[Location], T]) -> T:
+        """What `read` gives for the place of the blob; for another, if it has one, when it can't be read."""
+        location = self._index.find(blob_id)
+        try:
+            return read(_place(blob_id, location))
+        except IntegrityError:
+            self._index.heal()
+            again = self._index.find(blob_id)
+            if again == location:
+                raise
+            return read(_place(blob_id, again))
+
+    def _seen(self, blob_id: bytes) -> bool:
+        """Whether a piece of the chunk was read lately; it is taken for read from now on."""
+        with self._lock:
+            if blob_id in self._glanced:
+                return True
+            self._glanced[blob_id] = None
+            if len(self._glanced) > _GLANCES:
+                del self._glanced[next(iter(self._glanced))]
+            return False
 
     def epoch(self, epoch_id: bytes) -> Epoch:
         if found := self._epochs.get(epoch_id):
@@ -139,6 +198,24 @@ class BlobReader:
         if len(plain) != self.chunk_size:
             raise ContentError(f"chunk {blob_id.hex()} is not of the repository's chunk size")
         return plain
+
+
+def _place(blob_id: bytes, location: Location | None) -> Location:
+    if location is None:
+        raise IntegrityError(f"blob {blob_id.hex()} is in no pack")
+    return location
+
+
+@contextmanager
+def _naming(location: Location) -> Iterator[str]:
+    """The name of the pack; errors say which blob of it they are about."""
+    name = names.pack(location.pack)
+    try:
+        yield name
+    except ObjectMissingError as error:
+        raise IntegrityError(f"{name} is missing from the store") from error
+    except IntegrityError as error:
+        raise type(error)(f"{name}, blob at byte {location.offset}: {error}") from error
 
 
 def load_epoch(store: Store, name: str, keys: Keys) -> Epoch:

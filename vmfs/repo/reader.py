@@ -49,10 +49,9 @@ class DiskReader:
         pieces = []
         for index, blob_id, start, stop in self._pieces(offset, length):
             try:
-                plain = self._zeros if blob_id is None else self._blobs.chunk(blob_id)
+                pieces.append(self._piece(blob_id, start, stop))
             except IntegrityError as error:
                 raise type(error)(f"disk bytes from {index * self.chunk_size}: {error}") from error
-            pieces.append(_cut(plain, start, stop))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def cached(self, offset: int, length: int) -> bytes | None:
@@ -92,6 +91,14 @@ class DiskReader:
             yield DiskExtent(run_start, run_end - run_start, False)
         if run_end < end:
             yield DiskExtent(run_end, end - run_end, True)
+
+    def _piece(self, blob_id: bytes | None, start: int, stop: int) -> bytes:
+        if blob_id is None:
+            return _cut(self._zeros, start, stop)
+        # A reader that goes on from chunk to chunk will want the rest; one that begins inside may not.
+        if start and stop - start <= self.chunk_size // 4:
+            return self._blobs.piece(blob_id, start, stop)
+        return _cut(self._blobs.chunk(blob_id), start, stop)
 
     def _pieces(self, offset: int, length: int) -> Iterator[tuple[int, bytes | None, int, int]]:
         """(chunk number, id, first, end) of the parts of chunks that the range is made of."""

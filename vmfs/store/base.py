@@ -31,6 +31,10 @@ class Store(Protocol):
     def get_range(self, name: str, offset: int, length: int) -> bytes:
         """Bytes [offset, offset + length) of the object; fewer where it ends before."""
 
+    def read_into(self, name: str, offset: int, out: memoryview) -> int:
+        """Fill `out` with bytes [offset, offset + len(out)) of the object, and give how many that were: fewer
+        where it ends before."""
+
     def size(self, name: str) -> int:
         """Bytes."""
 

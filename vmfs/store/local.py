@@ -103,6 +103,12 @@ class LocalStore:
             file = self._files.open(path)
             return os.pread(file.fd, length, offset)
 
+    def read_into(self, name: str, offset: int, out: memoryview) -> int:
+        path = self._path(name)
+        with self._errors("cannot read", name):
+            file = self._files.open(path)
+            return os.preadv(file.fd, [out], offset)
+
     def size(self, name: str) -> int:
         path = self._path(name)
         with self._errors("cannot read", name):
