@@ -42,7 +42,7 @@ class LocalStore:
         self.root = root
         self.url = str(root)
         self._posix = posix or Posix()
-        self._files = _OpenFiles()
+        self._files = _OpenFiles(self._path)
         self._durable: set[Path] = set()
 
     @property
@@ -97,16 +97,14 @@ class LocalStore:
             return path.read_bytes()
 
     def get_range(self, name: str, offset: int, length: int) -> bytes:
-        path = self._path(name)
         with self._errors("cannot read", name):
             # Held until the read is done: the descriptor is closed with the last reference to it.
-            file = self._files.open(path)
+            file = self._files.open(name)
             return os.pread(file.fd, length, offset)
 
     def read_into(self, name: str, offset: int, out: memoryview) -> int:
-        path = self._path(name)
         with self._errors("cannot read", name):
-            file = self._files.open(path)
+            file = self._files.open(name)
             return os.preadv(file.fd, [out], offset)
 
     def size(self, name: str) -> int:
@@ -228,20 +226,21 @@ class _OpenFile:
 
 
 class _OpenFiles:
-    """The last few files read from; opening anew for every range costs more than the read."""
+    """The files of the last few objects read from; opening anew for every range costs more than the read."""
 
-    def __init__(self) -> None:
+    def __init__(self, path_of: Callable[[str], Path]) -> None:
+        self._path_of = path_of
         self._lock = Lock()
-        self._open: OrderedDict[Path, _OpenFile] = OrderedDict()
+        self._open: OrderedDict[str, _OpenFile] = OrderedDict()
 
-    def open(self, path: Path) -> _OpenFile:
+    def open(self, name: str) -> _OpenFile:
         with self._lock:
-            if file := self._open.get(path):
-                self._open.move_to_end(path)
+            if file := self._open.get(name):
+                self._open.move_to_end(name)
                 return file
-        file = _OpenFile(path)
+        file = _OpenFile(self._path_of(name))
         with self._lock:
-            self._open[path] = file
+            self._open[name] = file
             while len(self._open) > _OPEN_FILES:
                 self._open.popitem(last=False)
         return file

@@ -5,9 +5,12 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from .process import BenchError
 
 MIB = 1 << 20
 
@@ -30,6 +33,29 @@ def sequential(path: Path, offset: int, length: int, *, direct: bool) -> float:
         os.close(fd)
         buffer.close()
     return done / seconds
+
+
+def together(path: Path, offset: int, length: int, readers: int, *, direct: bool) -> float:
+    """Read a region as so many programs that read a part of it each, all at once. Gives bytes a second, in
+    sum, from the first's begin to the last's end."""
+    part = length // readers
+    ready = threading.Barrier(readers)
+    spans: list[tuple[float, float]] = []
+
+    def read(number: int) -> None:
+        ready.wait()
+        begin = time.monotonic()
+        sequential(path, offset + number * part, part, direct=direct)
+        spans.append((begin, time.monotonic()))
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(readers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(spans) < readers:
+        raise BenchError(f"{path}: not every reader came to its end")
+    return readers * part / (max(end for _, end in spans) - min(begin for begin, _ in spans))
 
 
 def random_reads(path: Path, regions: Sequence[int], region: int, seconds: float, seed: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from .results import Results
 MIB = 1 << 20
 REGION = 128 * MIB
 RANDOM_SECONDS = 5.0
+READERS = 4
 
 
 @dataclass
@@ -138,7 +139,7 @@ class Suite:
         """Reads of all the mounts side by side: of each region every contender reads the same bytes once."""
         regions = images.data_regions(self.base, REGION)
         rounds = max(self.rounds, 5)
-        if len(regions) < 2 * rounds + 1:
+        if len(regions) < 4 * rounds + 1:
             raise BenchError("the image has too little data for reading regions not read before")
         with contextlib.ExitStack() as stack:
             mounted: list[tuple[str, Mount, Path]] = []
@@ -158,15 +159,23 @@ class Suite:
             reads.read_ahead(mount.mountpoint).write_text(ahead)
             mounted.append((constant.name, mount, path))
             self._check(mounted[: len(self.all)], regions[-1])
-            for number, (direct, buffered) in enumerate(_pairs(regions, rounds)):
+            for number in range(rounds):
                 shift = number % len(mounted)
+                fresh = regions[4 * number : 4 * number + 4]
                 for name, _, path in mounted[shift:] + mounted[:shift]:
-                    self.results.add("direct", name, reads.sequential(path, direct, REGION, direct=True))
-                    self.results.add("buffered", name, reads.sequential(path, buffered, REGION, direct=False))
+                    self._sequential(name, "direct", path, fresh[:2])
+                    self._sequential(name, "buffered", path, fresh[2:])
                     rate = reads.random_reads(path, regions, REGION, RANDOM_SECONDS, f"random {number}")
                     self.results.add("random", name, rate)
             for name, mount, _ in mounted:
                 self.results.add("mount memory", name, peak_rss(mount.pid))
+
+    def _sequential(self, name: str, kind: str, path: Path, regions: Sequence[int]) -> None:
+        """One region by one reader, the other by several."""
+        direct = kind == "direct"
+        self.results.add(kind, name, reads.sequential(path, regions[0], REGION, direct=direct))
+        rate = reads.together(path, regions[1], REGION, READERS, direct=direct)
+        self.results.add(f"{kind}, together", name, rate)
 
     def _check(self, mounted: Sequence[tuple[str, Mount, Path]], region: int) -> None:
         """A fast mount that shows wrong bytes would be no use."""
@@ -179,7 +188,3 @@ class Suite:
         for name in (*(contender.name for contender in self.all), "constant", "floor"):
             shutil.rmtree(self.work / name, ignore_errors=True)
         self.disk.unlink(missing_ok=True)
-
-
-def _pairs(regions: Sequence[int], count: int) -> Iterator[tuple[int, int]]:
-    yield from zip(regions[: 2 * count : 2], regions[1 : 2 * count : 2], strict=True)
