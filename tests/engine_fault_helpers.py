@@ -7,12 +7,14 @@ byte, what the lab recorded at the instant of the backup.
 from __future__ import annotations
 
 import random
+import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -29,11 +31,14 @@ __all__ = [
     "LIVE",
     "MODES",
     "SIZE",
+    "Admit",
     "Clinic",
+    "Held",
     "Patient",
     "Taken",
     "check_content",
     "clinic_in",
+    "once",
     "until",
 ]
 
@@ -41,6 +46,8 @@ SIZE = 24 * MIB
 """Of a disk. Half of it is data, in several requests to imageio."""
 LIVE, HYBRID = "live", "hybrid"
 MODES = pytest.mark.parametrize("mode", [LIVE, HYBRID])
+_CONFLICT = re.compile(r"POST \S*/backups\S* -> 409")
+"""A request for a backup that is refused, in the log of the lab."""
 _NUMBERS = count(1)
 
 
@@ -116,6 +123,18 @@ class Clinic:
 
     def check_clean(self) -> None:
         check_clean(self.lab)
+
+    def until_refused(self, *, after: int) -> None:
+        """Wait until a request for a backup is refused; the first `after` lines of the lab's log are not
+        looked at."""
+        until(lambda: any(map(_CONFLICT.match, self.lab.api.log[after:])))
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """There are the same VMs and disks afterwards."""
+        before = set(self.lab.core.vms), set(self.lab.core.disks)
+        yield
+        assert (set(self.lab.core.vms), set(self.lab.core.disks)) == before
 
     @contextmanager
     def broken(self, name: str, *, used: int = 1, mended: bool = True, **options: Any) -> Iterator[None]:
@@ -194,6 +213,11 @@ class Patient:
         self.write()
         return taken
 
+    def check_chain(self) -> None:
+        """The guest writes, and the next backup tells just that."""
+        self.write()
+        assert self.backup().incremental
+
     def fail(self, *arguments: object, status: int = 1, clean: bool = True) -> str:
         """It fails: there is no new point. Gives what it said last, one line."""
         before = self.points()
@@ -220,6 +244,12 @@ class Patient:
             check_content(repository, point_id, record)
         for path in record.values():
             path.unlink()
+
+    def check_restored(self, point_id: str, alias: str, disk_id: str) -> None:
+        """A disk of the engine holds what the point has of that disk of the patient's."""
+        content = self.lab.content(disk_id, self.lab.folder / "restored.raw")
+        with self.clinic.site.open() as repository:
+            check_content(repository, point_id, {self.vm.disks[alias]: content})
 
     def attempt(
         self,
@@ -252,6 +282,42 @@ class Patient:
                 path.unlink(missing_ok=True)
 
 
+Admit = Callable[..., Patient]
+"""As Clinic.admit, and the mode of its backups."""
+
+
+class Held:
+    """Another backup of the patient's VM, as another process makes it, which is held while it reads: until
+    `finish`, or the end of the block."""
+
+    def __init__(self, patient: Patient) -> None:
+        self._patient = patient
+        self._reading, self._go = threading.Event(), threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._go.set()
+        self._pool.shutdown()
+
+    def start(self) -> None:
+        """Returns when it reads."""
+        cache = self._patient.clinic.site.root / "cache2"
+        self._outcome = self._pool.submit(self._patient.attempt, cache=cache, progress=self._hold)
+        assert self._reading.wait(60)
+
+    def finish(self) -> Outcome:
+        """Lets it go, and waits for its end."""
+        self._go.set()
+        return self._outcome.result()
+
+    def _hold(self, _: object) -> None:
+        self._reading.set()
+        assert self._go.wait(60)
+
+
 def check_content(repository: Repository, point_id: str, record: Mapping[str, Path]) -> None:
     """`record` is a file by disk id."""
     disks = repository.load_point(point_id).manifest.disks
@@ -276,9 +342,30 @@ def clinic_in(folder: Path, **options: Any) -> Iterator[Clinic]:
         yield Clinic(lab, site)
 
 
+def once(
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    *,
+    before: Callable[[], object] = lambda: None,
+    after: Callable[[], object] = lambda: None,
+) -> None:
+    """The next call of that function, and no later one, has this done before it and after it."""
+    function = getattr(owner, name)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(owner, name, function)
+        before()
+        found = function(*arguments, **options)
+        after()
+        return found
+
+    monkeypatch.setattr(owner, name, call)
+
+
 def until(condition: Callable[[], bool], *, limit: float = 60.0) -> None:
     """Wait for something that another thread or process does; fails after `limit` seconds."""
-    pause = Event()
+    pause = threading.Event()
     for _ in range(int(limit / 0.02)):
         if condition():
             return

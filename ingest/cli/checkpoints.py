@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from ingest.cli.engines import add_engine_arguments, open_engine
@@ -12,12 +13,14 @@ from ingest.engine.checkpoints import (
     Checkpoint,
     checkpoint_disks,
     list_checkpoints,
+    of_live_runs,
     prune_checkpoints,
     still_needed,
     tracked_disks,
 )
 from ingest.engine.errors import NotFoundError
 from ingest.engine.marks import short_id
+from ingest.engine.runs import is_alive
 from ingest.engine.session import Engine
 from ingest.engine.vms import EngineVm, find_vm
 from vmfs.catalog.resolve import show_time
@@ -55,7 +58,8 @@ def register(subparsers: Any) -> None:
         _prune,
         help="remove the checkpoints that are of no more use",
         description="Remove the checkpoints that backups into this repository have taken, but for those that "
-        "the next one will start from. Checkpoints of other repositories and products are left alone.",
+        "the next one will start from, and those of backups that go on. Checkpoints of other repositories "
+        "and products are left alone.",
     )
     _add_vm(prune)
     prune.add_argument(
@@ -87,20 +91,20 @@ def _list(args: argparse.Namespace) -> int:
 def _prune(args: argparse.Namespace) -> int:
     with common.open_repository(args) as repository, open_engine(args) as engine:
         vm = find_vm(engine, args.vm)
+        present = list_checkpoints(engine, vm)
+        short = short_id(repository.id)
+        keep = of_live_runs(present, repository=short, alive=partial(is_alive, repository))
         recorded = _recorded(repository, engine, vm)
-        keep = set() if args.all else _to_keep(recorded, engine, vm)
+        if not args.all:
+            usable = {item.id for item in present if item.valid}
+            keep |= still_needed(recorded, existing=usable, disks=tracked_disks(engine, vm))
         own = {checkpoint for point in recorded for checkpoint in point.values()}
-        removed = prune_checkpoints(engine, vm, keep=keep, own=own, repository=short_id(repository.id))
+        removed = prune_checkpoints(engine, vm, present, keep=keep, own=own, repository=short)
     if args.json:
         common.print_json({"vm": vm.name, "id": vm.id, "kept": sorted(keep), "removed": removed})
     elif not args.quiet:
         print(f"Removed {count(len(removed), 'checkpoint')} of {vm.name}.")
     return 0
-
-
-def _to_keep(recorded: list[dict[str, str]], engine: Engine, vm: EngineVm) -> set[str]:
-    usable = {item.id for item in list_checkpoints(engine, vm) if item.valid}
-    return still_needed(recorded, existing=usable, disks=tracked_disks(engine, vm))
 
 
 def _recorded(repository: Repository, engine: Engine, vm: EngineVm) -> list[dict[str, str]]:

@@ -9,19 +9,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ingest.chain import find_parent, plan_disks
+from ingest.chain import Parent, find_parent, plan_disks
 from ingest.cli.facts import disk_facts, disk_summary
 from ingest.pipeline import ingest
 from ingest.sources.base import BitmapError
 from ingest.sources.qemu import FORMATS
 from ingest.sources.spec import parse_spec
+from vmfs.catalog.catalog import Catalog
 from vmfs.cli import common
 from vmfs.cli.index_option import add_index_option, index_new_point
 from vmfs.cli.progress import ProgressBars
 from vmfs.errors import UsageError, VmfsError
 from vmfs.format.blob import MAX_PLAIN
 from vmfs.format.manifest import Vm, check_name
-from vmfs.repo.repository import Point
+from vmfs.repo.repository import Point, Repository
 
 log = logging.getLogger(__name__)
 
@@ -100,14 +101,8 @@ def run(args: argparse.Namespace) -> int:
         catalog = opened.enter_context(common.open_catalog(repository, args))
         parent, broken = None, None
         if args.bitmap:
-            known = [point.id for point in catalog.points(args.vm) if point.engine is None]
             try:
-                parent = find_parent(
-                    repository,
-                    reversed(known),
-                    args.since or args.bitmap,
-                    damaged=[point.id for point in catalog.damaged],
-                )
+                parent = _find_parent(args, repository, catalog)
             except BitmapError as error:
                 if not args.heal:
                     raise
@@ -122,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
             heal=args.heal,
             opened=opened,
         )
+        if parent:
+            _check_parent(parent, args, repository, catalog)
         bars = opened.enter_context(ProgressBars(quiet=args.quiet or args.json))
         # What was imported stays: the collector need not look at it again, with all threads waiting.
         gc.freeze()
@@ -142,6 +139,28 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         common.print_json(_facts(point))
     return 0
+
+
+def _find_parent(args: argparse.Namespace, repository: Repository, catalog: Catalog) -> Parent | None:
+    known = [point.id for point in catalog.points(args.vm) if point.engine is None]
+    return find_parent(
+        repository,
+        reversed(known),
+        args.since or args.bitmap,
+        damaged=[point.id for point in catalog.damaged],
+    )
+
+
+def _check_parent(parent: Parent, args: argparse.Namespace, repository: Repository, catalog: Catalog) -> None:
+    """Now that the bitmap is open: where it has been begun anew since the parent was looked for, it was with
+    another point."""
+    catalog.sync(repository)
+    now = _find_parent(args, repository, catalog)
+    if now and now.point.id != parent.point.id:
+        raise VmfsError(
+            f"another backup of VM {args.vm} has made restore point {now.point.id} meanwhile, and bitmap "
+            f"{args.bitmap!a} may have been begun anew with it; run this one again"
+        )
 
 
 def _read_artifacts(paths: list[str]) -> dict[str, bytes]:

@@ -30,7 +30,7 @@ from ingest.engine.errors import (
     WaitError,
 )
 from ingest.engine.session import LATE_LIMIT, Engine, may_have_made
-from ingest.engine.values import text_of, utc
+from ingest.engine.values import has_ended, text_of, utc
 from ingest.engine.vms import EngineVm
 from vmfs.errors import UsageError
 
@@ -45,7 +45,6 @@ FINALIZE_LIMIT = 6 * 3600.0
 HURRIED_LIMIT = 300.0
 """Seconds for the same when an error or an interruption is what ends the backup: the engine goes on alone."""
 
-_ENDED = ("succeeded", "failed")
 _BUSY = ("initializing", "starting")
 
 
@@ -55,8 +54,7 @@ class Backup:
 
     `checkpoint` is the checkpoint taken with it, None if the engine took none (only raw disks).
     `incremental` tells of each disk, by id, whether the engine can say what changed since the checkpoint that
-    was asked for. `snapshot_id` is that of the snapshot that a hybrid backup reads from. `time` is the
-    engine's time of the backup, UTC.
+    was asked for. `time` is the engine's time of the backup, UTC.
     """
 
     id: str
@@ -64,7 +62,6 @@ class Backup:
     host_id: str | None
     checkpoint: str | None
     incremental: Mapping[str, bool]
-    snapshot_id: str | None
     time: datetime | None
 
 
@@ -129,8 +126,8 @@ class _Run:
         self._all = engine.services().vms_service().vm_service(vm.id).backups_service()
         self._service = self._all.backup_service(backup_id)
         self._event = 0
-        self._before: set[str] | None = None
-        self._snapshot: str | None = None
+        self._before: set[str] = set()
+        """Snapshots of backups that there were already."""
         self.sent = False
         self._made = False
 
@@ -172,7 +169,6 @@ class _Run:
         disks = self._engine.ask(self._what, lambda: self._service.disks_service().list(), repeat=True)
         if found.to_checkpoint_id is None and any(text_of(disk.format) != "raw" for disk in disks):
             found = self._with_checkpoint(found)
-        self._snapshot = found.snapshot.id if found.snapshot else None
         return Backup(
             id=self._id,
             vm_id=self._vm.id,
@@ -181,7 +177,6 @@ class _Run:
             incremental={
                 disk.id: bool(self._since) and text_of(disk.backup_mode) == "incremental" for disk in disks
             },
-            snapshot_id=self._snapshot,
             time=utc(found.creation_date),
         )
 
@@ -218,7 +213,7 @@ class _Run:
             self._wait(lambda now: _phase(now) not in (*_BUSY, None), limit)
             self._ask_to_finalize()
             left = max(0.0, deadline - time.monotonic())
-            found = self._wait(lambda now: _phase(now) in _ENDED, left)
+            found = self._wait(has_ended, left)
         except NotFoundError:
             return
         if _phase(found) == "failed":
@@ -253,7 +248,7 @@ class _Run:
             found = self._engine.wait(self._what, self._find, lambda now: now is not None, limit=limit)
         except WaitError:
             return False
-        return _phase(found) not in _ENDED
+        return not has_ended(found)
 
     def _find(self, description: str | None = None) -> Any:
         """By id; by description where the engine chose an id of its own."""
@@ -263,7 +258,7 @@ class _Run:
             if description is None:
                 return None
         found = self._engine.ask(self._what, lambda: self._all.list(), repeat=True)
-        own = (one for one in found if one.description == description and _phase(one) not in _ENDED)
+        own = (one for one in found if one.description == description and not has_ended(one))
         return next(own, None)
 
     def _with_checkpoint(self, found: Any) -> Any:
@@ -286,14 +281,13 @@ class _Run:
         return BackupFailedError(f"{self._what} failed: {text}", fault=text, by_restart=restarted)
 
     def _remove_snapshots(self) -> None:
+        """Where another backup has begun meanwhile, the next run does it."""
         try:
-            present = snapshots.backup_snapshots(self._engine, self._vm)
+            left = snapshots.left_behind(self._engine, self._vm)
         except EngineError as error:
             log.warning("%s: cannot see whether a snapshot is left: %s", self._what, error)
             return
-        new = present - self._before if self._before is not None else set()
-        own = present & {self._snapshot} if self._snapshot else set()
-        snapshots.remove_left_behind(self._engine, self._vm, new | own)
+        snapshots.remove_left_behind(self._engine, self._vm, left - self._before)
 
 
 def _query(vm: EngineVm, mode: Mode) -> dict[str, str]:

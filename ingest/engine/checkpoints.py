@@ -7,7 +7,7 @@ the VM. So those that no backup will start from again are removed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -36,6 +36,12 @@ class Checkpoint:
         """The beginning of the id of the repository that it was taken for, if its description tells."""
         mark = read_mark(self.description)
         return mark.repository if mark else None
+
+    @property
+    def run(self) -> str | None:
+        """The run that took it, if it was one of ours."""
+        mark = read_mark(self.description)
+        return mark.run if mark else None
 
 
 def list_checkpoints(engine: Engine, vm: EngineVm) -> list[Checkpoint]:
@@ -87,15 +93,33 @@ def still_needed(
     return set(newest.values())
 
 
+def of_live_runs(
+    checkpoints: Collection[Checkpoint], *, repository: str, alive: Callable[[str], bool]
+) -> set[str]:
+    """Ids of those that runs of ours have taken which are going on: a restore point may be about to record
+    them. `repository` begins the repository's id: 8 hex digits. `alive` tells of the id of a run whether it
+    is going on. What restore points record is to be looked for after this: a run that has ended by now has
+    left its point, or never will."""
+    ours = [checkpoint for checkpoint in checkpoints if checkpoint.repository == repository]
+    living = {run for run in {checkpoint.run for checkpoint in ours} if run and alive(run)}
+    return {checkpoint.id for checkpoint in ours if checkpoint.run in living}
+
+
 def prune_checkpoints(
-    engine: Engine, vm: EngineVm, *, keep: Collection[str], own: Collection[str], repository: str
+    engine: Engine,
+    vm: EngineVm,
+    checkpoints: Iterable[Checkpoint],
+    *,
+    keep: Collection[str],
+    own: Collection[str],
+    repository: str,
 ) -> list[str]:
-    """Remove those of ours that are not to be kept, oldest first. `own` are the ids that restore points
-    record; others are ours by their description, which begins the repository's id: `repository`, 8 hex
-    digits. Those of other products are left alone. What cannot be removed now is warned of. Returns the ids
-    removed."""
+    """Remove those of ours that are not to be kept, in the order in which they are given: that of
+    `list_checkpoints`. `own` are the ids that restore points record; others are ours by their description,
+    which begins the repository's id: `repository`, 8 hex digits. Those of other products are left alone. What
+    cannot be removed now is warned of. Returns the ids removed."""
     removed = []
-    for checkpoint in list_checkpoints(engine, vm):
+    for checkpoint in checkpoints:
         if checkpoint.id in keep or not (checkpoint.id in own or checkpoint.repository == repository):
             continue
         try:

@@ -1,13 +1,15 @@
 """What an interrupted run of ours has left in the engine: found by the description that it gave, and ended.
 
 In this order: transfers, as a backup cannot be finalized under one; backups; snapshots that a hybrid backup
-has left; disks that a restore had not finished. What belongs to a run that is still alive is left alone.
+has left; disks that a restore had not finished. What belongs to a run that is still alive is left alone, and
+what a run has finished before it ended.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from ingest.engine import snapshots
 from ingest.engine.backups import finish_backup
@@ -15,12 +17,10 @@ from ingest.engine.errors import BackupFailedError, BrokenChain, NotFoundError
 from ingest.engine.marks import read_mark
 from ingest.engine.session import Engine
 from ingest.engine.transfers import active_transfers, cancel_transfer
-from ingest.engine.values import found_by, text_of
+from ingest.engine.values import found_by, has_ended
 from ingest.engine.vms import EngineVm
 
 log = logging.getLogger(__name__)
-
-_ENDED = ("succeeded", "failed")
 
 
 def clean_up_backups(
@@ -33,12 +33,13 @@ def clean_up_backups(
     what was left cannot be ended; a new backup would be refused.
     """
     service = engine.services().vms_service().vm_service(vm.id).backups_service()
-    found = engine.ask(f"VM {vm.name}: backups", lambda: service.list(), repeat=True)
-    ours = [item for item in found if _is_left(item.description, repository, alive)]
+
+    def going_on() -> list[Any]:
+        found = engine.ask(f"VM {vm.name}: backups", lambda: service.list(), repeat=True)
+        return [item for item in found if not has_ended(item)]
+
     done: list[str] = []
-    for item in ours:
-        if text_of(item.phase) in _ENDED:
-            continue
+    for item in of_dead_runs(going_on, repository=repository, alive=alive):
         disks = engine.ask(
             f"VM {vm.name}: backup {item.id}",
             lambda: service.backup_service(item.id).disks_service().list(),  # noqa: B023
@@ -50,14 +51,9 @@ def clean_up_backups(
         except (BackupFailedError, BrokenChain) as error:
             log.debug("%s", error)
         done.append(_say(f"VM {vm.name}: ended backup {item.id}, which an interrupted run had left"))
-    if all(text_of(item.phase) in _ENDED or item in ours for item in found):
-        # No backup goes on, so no snapshot of one is in use: a run that was killed cannot have told us which
-        # was its own.
-        left = snapshots.backup_snapshots(engine, vm)
-        removed = snapshots.remove_left_behind(engine, vm, left)
-        done += [
-            f"VM {vm.name}: removed snapshot {snapshot}, which a backup had left" for snapshot in removed
-        ]
+    # A run that was killed cannot have told us which was its own.
+    removed = snapshots.remove_left_behind(engine, vm, snapshots.left_behind(engine, vm))
+    done += [f"VM {vm.name}: removed snapshot {snapshot}, which a backup had left" for snapshot in removed]
     return done
 
 
@@ -65,15 +61,32 @@ def clean_up_disks(engine: Engine, *, repository: str, alive: Callable[[str], bo
     """Remove the disks, with their transfers, that restores from this repository have begun and not finished:
     those with our description that belong to no VM. Arguments and result as in `clean_up_backups`."""
     service = engine.services().disks_service()
-    found = engine.ask("disks", lambda: service.list(search="description=vmfs*"), repeat=True)
+
+    def unattached() -> list[Any]:
+        found = engine.ask("disks", lambda: service.list(search="description=vmfs*"), repeat=True)
+        return [disk for disk in found if not disk.vms]
+
     done: list[str] = []
-    for disk in found:
-        if not _is_left(disk.description, repository, alive) or disk.vms:
-            continue
+    for disk in of_dead_runs(unattached, repository=repository, alive=alive):
         done += _cancel_transfers(engine, {disk.id})
         if remove_disk(engine, disk.id):
             done.append(_say(f"removed disk {disk.id}, which an interrupted restore had left"))
     return done
+
+
+def of_dead_runs(
+    look: Callable[[], list[Any]], *, repository: str, alive: Callable[[str], bool]
+) -> list[Any]:
+    """Of what `look` finds, all with a description, that of runs of ours which are dead. Other arguments as
+    in `clean_up_backups`."""
+
+    def ours() -> list[tuple[str, Any]]:
+        marked = [(read_mark(item.description), item) for item in look()]
+        return [(mark.run, item) for mark, item in marked if mark and mark.repository == repository]
+
+    dead = {run for run in {run for run, _ in ours()} if not alive(run)}
+    # Once more: a run may have finished what it was at, and then have ended, between our two questions.
+    return [item for run, item in ours() if run in dead] if dead else []
 
 
 def remove_disk(engine: Engine, disk_id: str, *, limit: float = 300.0) -> bool:
@@ -95,11 +108,6 @@ def _cancel_transfers(engine: Engine, disk_ids: set[str]) -> list[str]:
         cancel_transfer(engine, transfer)
         done.append(_say(f"ended image transfer {transfer.id}, which an interrupted run had left"))
     return done
-
-
-def _is_left(description: str | None, repository: str, alive: Callable[[str], bool]) -> bool:
-    mark = read_mark(description)
-    return mark is not None and mark.repository == repository and not alive(mark.run)
 
 
 def _say(text: str) -> str:

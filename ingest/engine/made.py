@@ -8,9 +8,9 @@ from typing import Any
 
 from ovirtsdk4 import types
 
-from ingest.engine.cleanup import remove_disk
+from ingest.engine.cleanup import of_dead_runs, remove_disk
 from ingest.engine.errors import EngineError, NotFoundError
-from ingest.engine.marks import Mark, read_mark
+from ingest.engine.marks import Mark
 from ingest.engine.restore_plan import DiskPlan
 from ingest.engine.session import Engine
 from ingest.engine.values import found_by
@@ -55,7 +55,13 @@ class Made:
         )
         self._disks[plan.id] = plan
         one = service.disk_service(plan.id)
-        self._engine.create(what, lambda: service.add(wished), lambda: found_by(one))
+
+        def find() -> Any:
+            # With the ids of the original, it may be that of another restore.
+            found = found_by(one)
+            return found if found is not None and found.description == str(self._mark) else None
+
+        self._engine.create(what, lambda: service.add(wished), find)
         made = self._engine.wait(
             what, lambda: one.get(), lambda disk: _status(disk) != "locked", limit=_CREATE_LIMIT
         )
@@ -64,7 +70,7 @@ class Made:
 
     def remove_disk(self, disk_id: str) -> None:
         """It is to be made once more. Raises EngineError."""
-        _remove_disk(self._engine, disk_id)
+        self._remove_disk(self._engine, disk_id)
 
     def expect_vm(self, vm_id: str) -> None:
         """A VM of that id is being made."""
@@ -94,7 +100,7 @@ class Made:
             log.warning("VM %s is left of the failed restore; remove it: %s", self._vm_id, problem)
         for disk_id, plan in self._disks.items():
             try:
-                _remove_disk(engine, disk_id)
+                self._remove_disk(engine, disk_id)
             except VmfsError as problem:
                 log.warning(
                     "disk %s (%s) is left of the failed restore; the next restore removes it: %s",
@@ -102,6 +108,21 @@ class Made:
                     plan.alias,
                     problem,
                 )
+
+    def _remove_disk(self, engine: Engine, disk_id: str) -> None:
+        """Also one that the engine is still making, or is removing itself. One of the same id that is not
+        ours stays."""
+
+        def status() -> str:
+            try:
+                disk = get_disk(engine, disk_id)
+            except NotFoundError:
+                return "gone"
+            return disk.status if disk.description == str(self._mark) else "another's"
+
+        end = engine.wait(f"disk {disk_id}", status, lambda now: now != "locked", limit=_REMOVE_LIMIT)
+        if end not in ("gone", "another's"):
+            remove_disk(engine, disk_id)
 
     def _describe(self, disk_id: str, text: str) -> None:
         service = self._engine.services().disks_service().disk_service(disk_id)
@@ -125,31 +146,21 @@ def adopt_disks(engine: Engine, *, repository: str, alive: Callable[[str], bool]
     use, and must not be removed if they are detached one day. `repository` begins the repository's id, 8 hex
     digits; `alive` tells of the id of a run whether it is going on."""
     service = engine.services().disks_service()
-    for disk in engine.ask("disks", lambda: service.list(search="description=vmfs*"), repeat=True):
-        mark = read_mark(disk.description)
-        if mark and disk.vms and mark.repository == repository and not alive(mark.run):
-            one = service.disk_service(disk.id)
-            try:
-                engine.ask(
-                    f"disk {disk.id}",
-                    lambda: one.update(types.Disk(description=_RESTORED)),  # noqa: B023
-                    repeat=True,
-                )
-            except EngineError as error:
-                log.warning("the description of disk %s is still that of a restore: %s", disk.id, error)
 
+    def attached() -> list[Any]:
+        found = engine.ask("disks", lambda: service.list(search="description=vmfs*"), repeat=True)
+        return [disk for disk in found if disk.vms]
 
-def _remove_disk(engine: Engine, disk_id: str) -> None:
-    """Also one that the engine is still making, or is removing itself."""
-
-    def status() -> str:
+    for disk in of_dead_runs(attached, repository=repository, alive=alive):
+        one = service.disk_service(disk.id)
         try:
-            return get_disk(engine, disk_id).status
-        except NotFoundError:
-            return "gone"
-
-    if engine.wait(f"disk {disk_id}", status, lambda now: now != "locked", limit=_REMOVE_LIMIT) != "gone":
-        remove_disk(engine, disk_id)
+            engine.ask(
+                f"disk {disk.id}",
+                lambda: one.update(types.Disk(description=_RESTORED)),  # noqa: B023
+                repeat=True,
+            )
+        except EngineError as error:
+            log.warning("the description of disk %s is still that of a restore: %s", disk.id, error)
 
 
 def _remove_vm(engine: Engine, vm_id: str) -> None:

@@ -14,12 +14,12 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from http import HTTPStatus
 
 from ingest.audit import Audit, Finding
 from ingest.engine import checkpoints, hooks
 from ingest.engine.backups import HYBRID_LEVEL, Mode, running_backup
+from ingest.engine.checkpoints import Checkpoint
 from ingest.engine.choice import Choice, choose_disks
 from ingest.engine.cleanup import clean_up_backups
 from ingest.engine.errors import (
@@ -98,7 +98,9 @@ def back_up_vm(
     is no error: what cannot be read incrementally is read in full."""
     found = find_vm(engine, vm)
     check_name("VM name", found.name)
-    with Run() as run:
+    # The write session holds a lease of its own, but not before there is something to read, and not while
+    # the engine ends the backup: runs on other machines would take this one for dead.
+    with Run() as run, repository.lease("writer"):
         work = _VmBackup(repository, catalog, engine, found, options, run, progress)
         return work.run()
 
@@ -121,15 +123,15 @@ class _VmBackup:
         self._options = options
         self._progress = progress
         self._short_id = short_id(repository.id)
+        self._run = run
         self._mark = str(make_mark(run.id, repository.id))
         self._patience_to_begin = options.patience
+        self._cleaned: list[str] = []
         self._reading: Reading | None = None
         """The last one."""
 
     def run(self) -> Outcome:
-        cleaned = clean_up_backups(
-            self._engine, self._vm, repository=self._short_id, alive=partial(is_alive, self._repository)
-        )
+        self._clean_up()
         choice = self._choose()
         aliases = [disk.alias for disk in choice.disks]
         if self._options.pre:
@@ -148,21 +150,32 @@ class _VmBackup:
         return Outcome(
             point=point,
             left_out=choice.left_out,
-            cleaned=cleaned,
+            cleaned=self._cleaned,
             findings=self._reading.findings if self._reading else [],
             removed=removed,
         )
+
+    def _clean_up(self) -> bool:
+        """Whether there was anything to."""
+        done = clean_up_backups(self._engine, self._vm, repository=self._short_id, alive=self._is_other_alive)
+        self._cleaned += done
+        return bool(done)
+
+    def _is_other_alive(self, run_id: str) -> bool:
+        return run_id != self._run.id and is_alive(self._repository, run_id)
 
     def _choose(self) -> Choice:
         return choose_disks(self._vm, vm_disks(self._engine, self._vm), self._options.disks)
 
     def _back_up(self, choice: Choice) -> tuple[Point, list[str]]:
         chain = self._find_chain(choice)
-        point, chain = self._persist(choice, chain.in_full(None) if self._options.full else chain)
-        return point, self._prune(chain, point)
+        point = self._persist(choice, chain.in_full(None) if self._options.full else chain)
+        return point, self._prune()
 
     def _find_chain(self, choice: Choice) -> Chain:
-        present = checkpoints.list_checkpoints(self._engine, self._vm)
+        return self._chain_of(choice, checkpoints.list_checkpoints(self._engine, self._vm))
+
+    def _chain_of(self, choice: Choice, present: list[Checkpoint]) -> Chain:
         return find_chain(
             self._repository,
             self._catalog,
@@ -174,14 +187,14 @@ class _VmBackup:
             present=[item.id for item in present],
         )
 
-    def _persist(self, choice: Choice, chain: Chain) -> tuple[Point, Chain]:
-        """As often as there is another way to do it. The point, and the chain that it came of."""
+    def _persist(self, choice: Choice, chain: Chain) -> Point:
+        """As often as there is another way to do it."""
         mode = self._options.mode
         again = True
         while True:
             reading = self._reading = self._new_reading(choice)
             try:
-                return self._attempt(reading, chain, mode), chain
+                return self._attempt(reading, chain, mode)
             except BrokenChain as error:
                 if chain.parent is None:
                     raise
@@ -206,12 +219,17 @@ class _VmBackup:
                     raise
             except (RefusedError, ConflictError) as error:
                 self._check_policy(error)
-                if self._vm.running or (isinstance(error, ConflictError) and error.passing):
+                if isinstance(error, ConflictError) and error.passing:
+                    # The backup that was waited for may be that of a run which was killed meanwhile.
+                    if not self._clean_up():
+                        raise
+                elif self._vm.running:
                     raise
-                log.warning("%s; downloading the disks of the VM, which is down", error)
-                reading = self._reading = self._new_reading(choice)
-                reason = f"the engine did not back up the VM, which is down: {error}"
-                return reading.read_as_they_are(reason), chain
+                else:
+                    log.warning("%s; downloading the disks of the VM, which is down", error)
+                    reading = self._reading = self._new_reading(choice)
+                    reason = f"the engine did not back up the VM, which is down: {error}"
+                    return reading.read_as_they_are(reason)
             self._vm = get_vm(self._engine, self._vm.id)
             # A disk may have been removed, or resized: perhaps that was why.
             choice = self._choose()
@@ -289,20 +307,26 @@ class _VmBackup:
             # It is ours by its description; the next run that ends well removes it.
             log.debug("checkpoint %s stays for now: %s", checkpoint, failure)
 
-    def _prune(self, chain: Chain, point: Point) -> list[str]:
-        """Remove the checkpoints that no backup will start from again."""
-        newest = dict(chain.newest)
-        newest.update({disk.id: disk.checkpoint for disk in point.manifest.disks if disk.checkpoint})
+    def _prune(self) -> list[str]:
+        """Remove the checkpoints that no backup will start from again. Other backups of the VM may have
+        begun, or ended, since this one began: what theirs left is looked for anew."""
+        assert self._reading  # noqa: S101 - it has made the point
         try:
+            present = checkpoints.list_checkpoints(self._engine, self._vm)
+            in_use = checkpoints.of_live_runs(present, repository=self._short_id, alive=self._is_other_alive)
+            self._catalog.sync(self._repository)
+            chain = self._chain_of(self._reading.choice, present)
             tracked = checkpoints.tracked_disks(self._engine, self._vm)
+            newest = {checkpoint for disk_id, checkpoint in chain.newest.items() if disk_id in tracked}
             return checkpoints.prune_checkpoints(
                 self._engine,
                 self._vm,
-                keep={checkpoint for disk_id, checkpoint in newest.items() if disk_id in tracked},
+                present,
+                keep=newest | in_use,
                 own=chain.recorded,
                 repository=self._short_id,
             )
-        except EngineError as error:
+        except VmfsError as error:
             log.warning("checkpoints that are not needed any more stay for now: %s", error)
             return []
 

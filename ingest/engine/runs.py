@@ -42,9 +42,10 @@ class Run:
 
 def is_alive(repository: Repository, run_id: str) -> bool:
     """Whether that run, of this repository, is going on. Of one on another machine nothing is known but the
-    leases of those who write to the repository: where there is one, it is taken to be alive."""
+    leases of those who use the repository, which every run holds: where there is one, it is taken to be
+    alive."""
     if run_id.rpartition("-")[2] != _host_tag(socket.gethostname()):
-        return _others_write(repository)
+        return _is_used_elsewhere(repository)
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
@@ -57,14 +58,14 @@ def is_alive(repository: Repository, run_id: str) -> bool:
     return True
 
 
-def _others_write(repository: Repository) -> bool:
+def _is_used_elsewhere(repository: Repository) -> bool:
     now = repository.store.now()
     for name, _ in list(repository.store.list(names.LEASES)):
         try:
             lease = read_lease(repository.store, name, repository.keys)
         except (ObjectMissingError, IntegrityError):
             continue
-        if lease.purpose == "writer" and lease.host != socket.gethostname() and lease.alive(now):
+        if lease.host != socket.gethostname() and lease.alive(now):
             return True
     return False
 

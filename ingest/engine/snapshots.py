@@ -7,7 +7,7 @@ import logging
 
 from ingest.engine.errors import EngineError, NotFoundError
 from ingest.engine.session import Engine
-from ingest.engine.values import text_of
+from ingest.engine.values import has_ended, text_of
 from ingest.engine.vms import EngineVm
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,18 @@ def backup_snapshots(engine: Engine, vm: EngineVm) -> set[str]:
     service = engine.services().vms_service().vm_service(vm.id).snapshots_service()
     found = engine.ask(f"VM {vm.name}: snapshots", lambda: service.list(), repeat=True)
     return {snapshot.id for snapshot in found if (snapshot.description or "").startswith(GENERATED)}
+
+
+def left_behind(engine: Engine, vm: EngineVm) -> set[str]:
+    """Those of them that no backup uses any more: all, or none while a backup of the VM goes on, whoever
+    began it, for the engine does not tell which is its own before it is ready. Raises EngineError."""
+    # In this order: what has a snapshot by now has been a backup for longer, so it is seen, or has ended.
+    present = backup_snapshots(engine, vm)
+    if not present:
+        return present
+    service = engine.services().vms_service().vm_service(vm.id).backups_service()
+    found = engine.ask(f"VM {vm.name}: backups", lambda: service.list(), repeat=True)
+    return present if all(has_ended(backup) for backup in found) else set()
 
 
 def remove_snapshot(engine: Engine, vm: EngineVm, snapshot_id: str, *, limit: float = MERGE_LIMIT) -> None:

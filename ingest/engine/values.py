@@ -13,6 +13,11 @@ def text_of(item: Any) -> str | None:
     return None if item is None else str(item.value)
 
 
+def has_ended(backup: Any) -> bool:
+    """Whether a backup of the SDK's has; one in a phase that this SDK does not know has not."""
+    return text_of(backup.phase) in ("succeeded", "failed")
+
+
 def utc(moment: datetime | None) -> datetime | None:
     """In UTC, with a time zone of Python's own: the SDK's cannot be copied."""
     if moment is None:

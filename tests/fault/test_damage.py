@@ -181,3 +181,19 @@ def test_the_command(scene: Scene, damage: Damage, capsys: pytest.CaptureFixture
         assert name in err
         assert len(err.splitlines()) <= 2
         (damage.root / name).write_bytes(whole)
+
+
+def test_a_point_that_is_made_while_we_look_is_not_damaged(tmp_path: Path) -> None:
+    """In packs, and told of by an index, that were not there when those were listed."""
+    disks = {"root": write_disk(tmp_path / "root.raw", noise_chunk(1) + noise_chunk(2))}
+    with create_at(tmp_path / "repository", tmp_path / "cache") as repository:
+        back_up(repository, "web", disks)
+
+        def progress(what: str, *_: object) -> None:
+            if what == "packs" and len(repository.point_ids()) == 1:
+                write_disk(disks["root"], noise_chunk(1) + noise_chunk(3))
+                with open_at(tmp_path / "repository", tmp_path / "other") as other:
+                    back_up(other, "web", disks)
+
+        report = verify(repository, data=1.0, progress=progress)
+        assert (report.findings, report.hits, report.points) == ([], [], 2)

@@ -5,31 +5,25 @@ from __future__ import annotations
 
 import re
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command_helpers import Done, Site, call
-from engine_fault_helpers import LIVE, MODES, Clinic, Patient, check_content, until
+from engine_fault_helpers import LIVE, MODES, Admit, Clinic, Patient, check_content, until
 from engine_helpers import meanwhile
 from fault_helpers import check_sound, needs_root
 from fault_process_helpers import Zygote
 from lab.pki import Authority
 from lab_helpers import MIB, DiskRecipe, needs_lab
 
-from ingest.engine import checkpoints
 from ingest.engine.errors import TransferError, UnavailableError
-from ingest.engine.run import Outcome
 from ingest.sources.imageio import PatienceError
 
 pytestmark = needs_lab
 pytest_plugins = "engine_fault_fixtures"
-
-Admit = Callable[..., Patient]
 
 
 # The way to the engine.
@@ -292,8 +286,7 @@ def test_disks_between_points(admit: Admit, clinic: Clinic, mode: str) -> None:
     taken = patient.backup()
     assert taken.modes == {"a": "full", "b": "incremental", "c": "incremental"}
     assert re.match(r"it has \d+ bytes, and had \d+ in restore point", taken.reasons["a"])
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
     clinic.lab.faults.break_("disk-removed", vm=patient.vm.id, disk="b")
     patient.write()
@@ -432,70 +425,7 @@ def test_power_fails_between_points(admit: Admit, clinic: Clinic, mode: str) -> 
         patient.write()
 
 
-# Several at once, several of a name.
-
-
-@MODES
-def test_two_backups_at_once(patient: Patient, clinic: Clinic, mode: str) -> None:
-    """The second one waits for the first, and does not take it for what an interrupted run has left."""
-    first: list[Any] = []
-    running, go_on = threading.Event(), threading.Event()
-
-    def hold(_: Any) -> None:
-        running.set()
-        assert go_on.wait(60)
-
-    before = list(patient.records())
-    thread = threading.Thread(target=lambda: first.append(patient.attempt(progress=hold)))
-    thread.start()
-    assert running.wait(60)
-    second: list[Any] = []
-    log = len(clinic.lab.api.log)
-    other = threading.Thread(target=lambda: second.append(patient.attempt(cache=clinic.site.root / "cache2")))
-    other.start()
-    conflict = re.compile(r"POST \S*/backups\S* -> 409")
-    until(lambda: any(conflict.match(line) for line in clinic.lab.api.log[log:]))
-    go_on.set()
-    thread.join()
-    other.join()
-    for outcome in (*first, *second):
-        assert outcome.cleaned == []
-    assert {disk.mode for disk in first[0].point.manifest.disks} == {"incremental"}
-    assert {disk.mode for disk in second[0].point.manifest.disks} == {"incremental"}
-    new = [backup for backup in patient.records() if backup not in before]
-    assert len(new) == 2
-    for backup, (outcome,) in zip(new, (first, second), strict=True):
-        patient.check(outcome.point.id, backup)
-    clinic.check_clean()
-    patient.write()
-    assert patient.backup().incremental
-
-
-@MODES
-def test_another_backup_ends_after_we_have_seen_the_checkpoints(
-    patient: Patient, clinic: Clinic, monkeypatch: pytest.MonkeyPatch, mode: str
-) -> None:
-    """It has removed the one that we begin from; we begin from its own instead."""
-    seen = checkpoints.list_checkpoints
-    other: list[Outcome] = []
-
-    def see(*arguments: Any) -> Any:
-        found = seen(*arguments)
-        monkeypatch.setattr(checkpoints, "list_checkpoints", seen)
-        other.append(patient.attempt(cache=clinic.site.root / "cache2"))
-        patient.check(other[0].point.id)
-        patient.write()
-        return found
-
-    monkeypatch.setattr(checkpoints, "list_checkpoints", see)
-    taken = patient.backup()
-    assert taken.incremental
-    assert taken.facts["parent"] == other[0].point.id
-    assert taken.said == ""
-    (left,) = patient.vm.record.checkpoints
-    assert taken.facts["disks"][0]["checkpoint"] == left.id
-    patient.write()
-    assert patient.backup().incremental
+# Several of a name.
 
 
 def test_a_name_that_is_not_unique(admit: Admit, clinic: Clinic) -> None:
@@ -564,16 +494,14 @@ def test_the_repository_has_no_space(admit: Admit, clinic: Clinic, place: Path, 
 def test_the_storage_domain_has_no_space(admit: Admit, clinic: Clinic) -> None:
     patient = admit("cow", "raw")
     taken = patient.backup()
-    before = set(clinic.lab.core.vms), set(clinic.lab.core.disks)
-    with clinic.broken("storage-domain-full"):
+    with clinic.unchanged(), clinic.broken("storage-domain-full"):
         done = clinic.command("restore", taken.id)
     assert (done.status, done.out) == (1, "")
     assert "free" in done.err.splitlines()[-1]
-    with clinic.broken("upload-no-space", times=0):
+    with clinic.unchanged(), clinic.broken("upload-no-space", times=0):
         done = clinic.command("restore", taken.id)
     assert (done.status, done.out) == (1, "")
     assert len(done.err.splitlines()[-1]) < 400
-    assert (set(clinic.lab.core.vms), set(clinic.lab.core.disks)) == before
     clinic.check_clean()
 
 
@@ -599,8 +527,6 @@ def test_a_hostile_configuration(admit: Admit, clinic: Clinic, form: str) -> Non
     target = clinic.lab.create_vm(f"target-{form}", [DiskRecipe("other", MIB)], up=False)
     done = clinic.command("restore", taken.id, "--attach-to", target.name, "--json")
     (disk,) = done.json()["disks"]
-    with clinic.site.open() as repository:
-        content = clinic.lab.content(disk["id"], clinic.lab.folder / "restored.raw")
-        check_content(repository, taken.id, {patient.vm.disks["a"]: content})
+    patient.check_restored(taken.id, "a", disk["id"])
     clinic.lab.faults.break_("vm-removed", vm=target.id)
     clinic.check_clean()

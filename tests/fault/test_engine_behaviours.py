@@ -7,12 +7,12 @@ and nothing of ours left in the engine.
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
-from engine_fault_helpers import HYBRID, LIVE, MODES, Clinic, Patient, check_content, until
+from engine_fault_helpers import HYBRID, LIVE, MODES, Admit, Clinic, Patient, once
 from engine_helpers import connected
 from lab.machine import DiskImage
 from lab.qemu_img import qemu_img
@@ -31,9 +31,6 @@ pytestmark = needs_lab
 pytest_plugins = "engine_fault_fixtures"
 
 
-Admit = Callable[..., Patient]
-
-
 # 1. The checkpoints cannot be redefined: the backup fails, and the engine has dropped the whole chain.
 
 
@@ -46,8 +43,7 @@ def test_1_checkpoints_cannot_be_redefined(admit: Admit) -> None:
     assert taken.backups == 1
     assert all("Full backup is now needed" in reason for reason in taken.reasons.values())
     assert "reading all disks in full" in taken.said
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
 
 def test_1_in_an_old_cluster_the_summary_says_why(admit: Admit, clinic: Clinic) -> None:
@@ -106,8 +102,7 @@ def test_2_only_one_disk_has_lost_its_bitmap(admit: Admit) -> None:
         assert reason.startswith(f"disk {patient.vm.name}/b: its bitmap is broken: ")
         assert "Bitmap does not exist" in reason
     assert set(taken.reasons) == {"a", "b"}
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
 
 def test_2_hybrid_with_a_broken_bitmap_of_which_the_engine_says_nothing(
@@ -123,8 +118,7 @@ def test_2_hybrid_with_a_broken_bitmap_of_which_the_engine_says_nothing(
     assert str(disk.full_reason).startswith("what changed could not be read: disk ")
     patient.check(patient.points()[-1])
     clinic.check_clean()
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
 
 # 3. to_checkpoint_id comes late, or never.
@@ -136,8 +130,7 @@ def test_3_the_checkpoint_is_told_late(admit: Admit, mode: str) -> None:
     with patient.broken("checkpoint-absent", replies=3):
         taken = patient.backup()
     assert taken.facts["disks"][0]["checkpoint"] == patient.vm.record.checkpoints[-1].id
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
 
 @MODES
@@ -178,8 +171,7 @@ def test_4_a_disk_is_not_in_the_checkpoint(patient: Patient, clinic: Clinic, mod
     assert taken.modes == {"a": "incremental", "b": "full"}
     assert "the engine does not know what changed" in taken.reasons["b"]
     assert "disk " + patient.vm.name + "/b is read in full: the engine does not know" in taken.said
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
 
 @MODES
@@ -217,26 +209,20 @@ def test_5_another_backup_of_the_vm_goes_on(admit: Admit, clinic: Clinic) -> Non
     """That of another product: it is waited for, and left alone."""
     patient = admit("cow", mode=LIVE)
     patient.full_then_write()
-    with connected(clinic.lab) as engine:
+    with connected(clinic.lab) as engine, ThreadPoolExecutor(1) as pool:
         vm = get_vm(engine, patient.vm.id)
         with running_backup(engine, vm, list(patient.vm.disks.values()), description="another", mode="live"):
             with pytest.raises(ConflictError, match=r"during a backup|locked"):
                 patient.attempt(engine_patience=0.5)
             (left,) = [each for each in clinic.lab.leftovers() if each.startswith("backup")]
             assert left.endswith("is ready")
-            refused = len(_refused(clinic))
-            found: list[Any] = []
-            thread = threading.Thread(target=lambda: found.append(patient.attempt()))
-            thread.start()
-            until(lambda: len(_refused(clinic)) > refused)
-        thread.join()
-    assert [disk.mode for disk in found[0].point.manifest.disks] == ["incremental"]
-    patient.check(found[0].point.id)
+            log = len(clinic.lab.api.log)
+            waiting = pool.submit(patient.attempt)
+            clinic.until_refused(after=log)
+        point = waiting.result().point
+    assert [disk.mode for disk in point.manifest.disks] == ["incremental"]
+    patient.check(point.id)
     clinic.check_clean()
-
-
-def _refused(clinic: Clinic) -> list[str]:
-    return [line for line in clinic.lab.api.log if re.search(r"POST \S*/backups\S* -> 409", line)]
 
 
 # 6. Requests that are refused.
@@ -254,8 +240,7 @@ def test_6_no_checkpoint_to_begin_from(patient: Patient, mode: str, fault: str, 
     with patient.broken(fault):
         taken = patient.backup()
     assert taken.reasons == dict.fromkeys("ab", reason)
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
 
 @MODES
@@ -265,15 +250,8 @@ def test_6_no_checkpoint_to_begin_from(patient: Patient, mode: str, fault: str, 
 def test_6_the_checkpoint_is_lost_after_we_have_seen_it(
     patient: Patient, clinic: Clinic, monkeypatch: pytest.MonkeyPatch, mode: str, fault: str, told: str
 ) -> None:
-    seen = checkpoints.list_checkpoints
-
-    def see(*arguments: Any) -> Any:
-        found = seen(*arguments)
-        monkeypatch.setattr(checkpoints, "list_checkpoints", seen)
-        clinic.lab.faults.break_(fault, vm=patient.vm.id)
-        return found
-
-    monkeypatch.setattr(checkpoints, "list_checkpoints", see)
+    lose = partial(clinic.lab.faults.break_, fault, vm=patient.vm.id)
+    once(monkeypatch, checkpoints, "list_checkpoints", after=lose)
     taken = patient.backup()
     assert any(line.endswith("/backups -> 400") for line in _paths(clinic))
     assert taken.full
@@ -299,8 +277,7 @@ def test_6_the_engines_own_vm(admit: Admit, clinic: Clinic) -> None:
 def test_7_finalizing_is_refused_although_it_is_done(patient: Patient, mode: str) -> None:
     with patient.broken("finalize-refused"):
         assert patient.backup().incremental
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
 
 @MODES
@@ -308,8 +285,7 @@ def test_7_finalizing_takes_long(admit: Admit, mode: str) -> None:
     patient = admit("cow", mode=mode)
     with patient.broken("finalize-slow", seconds=3):
         patient.backup()
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
 
 @MODES
@@ -321,8 +297,7 @@ def test_7_finalizing_fails(patient: Patient, mode: str) -> None:
     assert "the restore point is good, but the backup did not end well in the engine" in taken.said
     patient.write()
     patient.backup()
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
 
 def test_7_a_snapshot_is_left_of_a_backup_that_succeeded(admit: Admit) -> None:
@@ -349,8 +324,7 @@ def test_8_a_stale_snapshot(admit: Admit, first: bool) -> None:
     assert taken.backups == 2
     assert taken.full if first else taken.incremental
     assert "removed snapshot" in taken.said
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
 
 def test_8_hybrid_backups_always_fail(admit: Admit) -> None:
@@ -419,8 +393,7 @@ def test_10_back_to_a_snapshot(admit: Admit, mode: str) -> None:
         taken = patient.backup()
     assert taken.full
     assert taken.reasons["a"] == "the engine has no checkpoint of this VM's restore points any more"
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
 
 @MODES
@@ -431,8 +404,7 @@ def test_10_power_off(patient: Patient, mode: str) -> None:
         taken = patient.backup()
     assert taken.full
     assert taken.reasons
-    patient.write()
-    assert patient.backup().incremental
+    patient.check_chain()
 
 
 def _bitmaps_valid(patient: Patient) -> bool:
@@ -505,9 +477,7 @@ def test_13_an_upload_does_not_pass_verification(admit: Admit, clinic: Clinic) -
         facts = done.json()
         (disk,) = facts["disks"]
         clinic.check_clean()
-        with clinic.site.open() as repository:
-            content = clinic.lab.content(disk["id"], clinic.lab.folder / "restored.raw")
-            check_content(repository, taken.id, {patient.vm.disks["a"]: content})
+        patient.check_restored(taken.id, "a", disk["id"])
         clinic.lab.faults.break_("vm-removed", vm=facts["vm"]["id"])
 
 
@@ -515,12 +485,10 @@ def test_13_an_upload_does_not_pass_verification(admit: Admit, clinic: Clinic) -
 def test_13_no_upload_passes_verification(admit: Admit, clinic: Clinic, remove: bool) -> None:
     patient = admit("cow")
     taken = patient.backup()
-    before = set(clinic.lab.core.vms), set(clinic.lab.core.disks)
-    with clinic.broken("upload-verification", remove=remove, times=0):
+    with clinic.unchanged(), clinic.broken("upload-verification", remove=remove, times=0):
         done = clinic.command("restore", taken.id)
     assert done.status == 1
     assert "failed: " in done.err.splitlines()[-1]
-    assert (set(clinic.lab.core.vms), set(clinic.lab.core.disks)) == before
     clinic.check_clean()
 
 

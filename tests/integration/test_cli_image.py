@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_helpers import Site, call, program, spawn
 from qemu_helpers import NbdServer, StorageDaemon, create_image, needs_qemu, run
 from refusal_helpers import can_drop_rights, listing, refused, unprivileged
 
+from ingest.chain import plan_disks
 from vmfs.format.blob import MAX_PLAIN
 
 MIB = 1 << 20
@@ -457,6 +459,34 @@ def test_a_checkpoint_that_no_point_has(site: Site, image: Path) -> None:
     run("qemu-img", "bitmap", "--add", image, "inc")
     line = refuse(site, 1, "--bitmap", "inc", image)
     assert "no restore point of this VM was taken at checkpoint 'inc'" in line
+
+
+@needs_qemu
+def test_a_bitmap_that_is_begun_anew_with_another_backup(
+    site: Site, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After we have looked for the point that it tells the changes since."""
+    run("qemu-img", "bitmap", "--add", image, "inc")
+    site.ingest("web", image)
+    other: list[str] = []
+
+    def plan(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        run("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 64k", image)
+        other.append(site.ingest("web", "--bitmap", "inc", "--json", image).json()["id"])
+        run("qemu-img", "bitmap", "--clear", image, "inc")
+        return plan_disks(*arguments, **options)
+
+    monkeypatch.setattr("ingest.cli.image.plan_disks", plan)
+    done = call(
+        "vmfs-ingest", "image", site.repository, "--vm", "web", "--bitmap", "inc", image, *site.options()
+    )
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith(f"vmfs-ingest: another backup of VM web has made restore point {other[0]}")
+    assert "0 B read" in site.ingest("web", "--bitmap", "inc", image).out
+    with site.open() as repository:
+        point = repository.load_point(repository.point_ids()[-1])
+        assert repository.open_disk(point.manifest.disks[0]).read(0, 65536) == b"\7" * 65536
 
 
 @needs_qemu

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from engine_helpers import REPOSITORY, Guest, connected, small_guest
 from lab_helpers import DEFAULT, LEGACY, Lab, needs_lab
 from ovirtsdk4 import types
 
-from ingest.engine import backups, snapshots
+from ingest.engine import backups, cleanup, snapshots
 from ingest.engine.cleanup import clean_up_backups, clean_up_disks
+from ingest.engine.made import adopt_disks
 from ingest.engine.marks import make_mark
 from ingest.engine.session import Engine
 from ingest.engine.transfers import download
@@ -202,9 +203,75 @@ def test_a_snapshot_that_a_killed_run_has_left_is_removed(lab: Lab, engine: Engi
 
 def test_a_snapshot_of_a_backup_that_goes_on_is_left_alone(lab: Lab, engine: Engine) -> None:
     guest = small_guest(lab, engine)
-    with guest.backup(run="another-run") as backup:
+    with guest.backup(run="another-run"):
         assert clean(guest, alive=lambda run: run == "another-run") == []
-        assert snapshots.backup_snapshots(engine, guest.vm) == {backup.snapshot_id}
+        assert len(snapshots.backup_snapshots(engine, guest.vm)) == 1
+
+
+def test_a_backup_that_ends_while_we_look_was_not_interrupted(
+    lab: Lab, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And its run with it: it was going on when the engine told of it, and is not when we ask for the run."""
+    guest = small_guest(lab, engine)
+    with ExitStack() as backup:
+        backup.enter_context(guest.backup())
+
+        def alive(_: str) -> bool:
+            backup.close()
+            return False
+
+        assert clean(guest, alive=alive) == []
+    assert caplog.text == ""
+
+
+def test_a_backup_that_begins_while_we_clean_up_keeps_its_snapshot(
+    lab: Lab, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    guest = small_guest(lab, engine.with_patience(1.0))
+    finish = cleanup.finish_backup
+    with ExitStack() as other, killed_backup(guest):
+
+        def finish_and_let_another_begin(*arguments: Any, **options: Any) -> None:
+            finish(*arguments, **options)
+            other.enter_context(guest.backup(run="another-run"))
+
+        monkeypatch.setattr(cleanup, "finish_backup", finish_and_let_another_begin)
+        clean(guest, alive=lambda run: run == "another-run")
+        assert "snapshot" not in caplog.text
+        assert len(snapshots.backup_snapshots(engine, guest.vm)) == 1
+
+
+@pytest.mark.parametrize("how", ["attached", "described"])
+def test_a_disk_that_is_finished_while_we_look_stays(lab: Lab, engine: Engine, how: str) -> None:
+    """Its restore was at work on it when the engine told of it, and has ended when we ask for the run."""
+    guest = small_guest(lab, engine, up=False)
+    (disk_id,) = guest.disks
+    attachment = lab.core.vm(guest.vm.id).attachments[disk_id]
+    disk = lab.core.disk(disk_id)
+    disk.description = str(make_mark(RUN, REPOSITORY))
+    del lab.core.vm(guest.vm.id).attachments[disk_id]
+
+    def alive(_: str) -> bool:
+        lab.core.vm(guest.vm.id).attachments[disk_id] = attachment
+        if how == "described":
+            disk.description = "the root disk"
+        return False
+
+    assert clean_up_disks(engine, repository="deadbeef", alive=alive) == []
+    assert disk_id in lab.core.disks
+
+
+def test_a_disk_that_gets_its_own_description_while_we_look_keeps_it(lab: Lab, engine: Engine) -> None:
+    guest = small_guest(lab, engine, up=False)
+    disk = lab.core.disk(guest.disks[0])
+    disk.description = str(make_mark(RUN, REPOSITORY))
+
+    def alive(_: str) -> bool:
+        disk.description = "the root disk"
+        return False
+
+    adopt_disks(engine, repository="deadbeef", alive=alive)
+    assert disk.description == "the root disk"
 
 
 def test_disks_that_a_killed_restore_has_left_are_removed(lab: Lab, engine: Engine) -> None:

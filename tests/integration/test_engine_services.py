@@ -18,6 +18,7 @@ from ingest.engine.cleanup import remove_disk
 from ingest.engine.errors import NotFoundError, WaitError
 from ingest.engine.marks import short_id
 from ingest.engine.session import Engine
+from ingest.engine.snapshots import backup_snapshots
 from ingest.engine.transfers import active_transfers, download, upload
 from ingest.engine.vms import find_vm, get_disk, get_vm, list_vms, vm_disks, vm_ovf
 from vmfs.errors import UsageError
@@ -125,12 +126,12 @@ MODES = [
 def test_a_full_and_an_incremental_backup(lab: Lab, engine: Engine, cluster: str, mode: Mode) -> None:
     guest = small_guest(lab, engine, formats=("cow", "raw"), cluster=cluster)
     with guest.backup(mode=mode) as full:
+        assert bool(backup_snapshots(engine, guest.vm)) == (cluster == DEFAULT and mode != "live")
         guest.write(b"after the backup began", at=MIB)
         assert guest.read(full) == guest.record(full)
         assert guest.read(full, disk=1) == guest.record(full, disk=1)
     assert full.checkpoint is not None
     assert full.incremental == dict.fromkeys(guest.disks, False)
-    assert (full.snapshot_id is None) == (cluster == LEGACY or mode == "live")
     assert full.time is not None
     guest.write(b"more", at=2 * MIB)
     with guest.backup(mode=mode, since=full.checkpoint) as second:
@@ -264,14 +265,17 @@ def test_pruning_removes_what_is_ours_and_not_needed(
     ids = [guest.checkpoint() for _ in range(4)]
     lab.core.vm(guest.vm.id).checkpoints[0].description = "of another product"
     lab.core.vm(guest.vm.id).checkpoints[1].description = ""
-    removed = prune_checkpoints(engine, guest.vm, keep={ids[3]}, own=set(), repository="deadbeef")
-    assert removed == [ids[2]]
-    removed = prune_checkpoints(engine, guest.vm, keep={ids[3]}, own={ids[1]}, repository="deadbeef")
-    assert removed == [ids[1]]
+
+    def prune(engine: Engine, *, keep: set[str], own: set[str]) -> list[str]:
+        present = list_checkpoints(engine, guest.vm)
+        return prune_checkpoints(engine, guest.vm, present, keep=keep, own=own, repository="deadbeef")
+
+    assert prune(engine, keep={ids[3]}, own=set()) == [ids[2]]
+    assert prune(engine, keep={ids[3]}, own={ids[1]}) == [ids[1]]
     assert [item.id for item in list_checkpoints(engine, guest.vm)] == [ids[0], ids[3]]
     hasty = engine.with_patience(0.2)
     with guest.backup():
-        assert prune_checkpoints(hasty, guest.vm, keep=set(), own=set(ids), repository="deadbeef") == []
+        assert prune(hasty, keep=set(), own=set(ids)) == []
     assert "is not needed any more stays" in caplog.text
 
 

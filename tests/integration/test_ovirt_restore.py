@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from lab_helpers import DiskRecipe, Lab, needs_lab
 from restore_helpers import engine_settings, keep
 
 from ingest.engine.errors import EngineError, TransferError
+from ingest.engine.made import Made
+from ingest.engine.marks import make_mark
 from ingest.engine.ovf import Changes, NewDisk, NewNic, OvfError, parse_ovf, rewrite_ovf
 from ingest.engine.restore import Restored, restore
-from ingest.engine.restore_plan import RestoreOptions
+from ingest.engine.restore_plan import RestoreOptions, make_plan
+from ingest.engine.runs import Run
 from ingest.engine.session import Engine
 from ingest.engine.upload import UploadError
 from ingest.engine.vms import get_disk, get_vm, vm_disks, vm_ovf
@@ -395,11 +399,6 @@ def test_goes_on_after(site: Site, fault: str, options: dict[str, Any], into: st
 
 def test_what_a_killed_restore_has_left_is_removed(site: Site) -> None:
     """Its disk, by its description; and of a run that lives, nothing."""
-    from ingest.engine.made import Made
-    from ingest.engine.marks import make_mark
-    from ingest.engine.restore_plan import make_plan
-    from ingest.engine.runs import Run
-
     plan = make_plan(site.engine, site.repository, site.point, RestoreOptions())
     with Run() as run:
         dead, alive = plan.disks
@@ -409,6 +408,35 @@ def test_what_a_killed_restore_has_left_is_removed(site: Site) -> None:
         site.check_disks(restored)
         assert dead.id not in site.lab.core.disks
         assert alive.id in site.lab.core.disks
+
+
+def test_two_restores_with_the_ids_of_the_original(site: Site) -> None:
+    """At once: neither has seen anything of the other when it began. The second one fails, and takes back
+    nothing of the first one's."""
+    site.lab.faults.break_("vm-removed", vm=site.vm.id)
+    (disk, _) = make_plan(site.engine, site.repository, site.point, RestoreOptions(keep_ids=True)).disks
+    first, second = (Made(site.engine, make_mark(f"run-{name}-1234", site.repository.id)) for name in "ab")
+    first.create_disk(disk)
+    with pytest.raises(EngineError) as caught:
+        second.create_disk(disk)
+    second.take_back(caught.value, keep=False)
+    assert disk.id in site.lab.core.disks
+    first.take_back(caught.value, keep=False)
+    assert disk.id not in site.lab.core.disks
+
+
+def test_a_run_on_another_machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of it nothing is known but that it uses the repository: its disk stays as long as it does."""
+    plan = make_plan(site.engine, site.repository, site.point, RestoreOptions())
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+        run, lease = Run(), site.repository.lease("mount")
+    with run, lease:
+        Made(site.engine, make_mark(run.id, site.repository.id)).create_disk(plan.disks[0])
+        site.restore()
+        assert plan.disks[0].id in site.lab.core.disks
+    site.restore()
+    assert plan.disks[0].id not in site.lab.core.disks
 
 
 def test_interrupted(site: Site) -> None:

@@ -24,6 +24,7 @@ from vmfs.repo import names
 from vmfs.repo.lease import Lease, LeaseInfo, LeaseLostError, clear_dead, read_lease
 from vmfs.repo.repository import Repository
 from vmfs.repo.session import WriteSession
+from vmfs.store import LocalStore
 
 MANIFEST = Manifest(
     vm=Vm(name="vm", id="vm"),
@@ -260,6 +261,20 @@ def test_damaged_trash_stops_writers(repository: Repository) -> None:
     with pytest.raises(IntegrityError, match=f"trash/{path.name}"):
         repository.write_session()
     assert not held(repository)
+
+
+def test_leases_that_tell_a_session_to_look_round(repository: Repository) -> None:
+    """Any but those that this repository, opened once, holds itself: to look through all packs takes long."""
+    assert isinstance(repository.store, LocalStore)
+    folder = repository.store.root / names.PACKS
+    left = folder / ".tmp-0123456789abcdef"
+    folder.mkdir(exist_ok=True)
+    left.touch()
+    with repository.lease("writer"), repository.write_session():
+        assert left.exists()
+    write(repository, mine(repository))
+    with repository.lease("writer"), repository.write_session():
+        assert not left.exists()
 
 
 def test_a_session_that_ends_badly_leaves_no_lease(repository: Repository) -> None:

@@ -79,6 +79,11 @@ class Lease:
         self.release()
 
     @property
+    def name(self) -> str:
+        """Of the object, until it is renewed."""
+        return self._name
+
+    @property
     def id(self) -> str:
         return self._name.rsplit("/", 1)[1]
 

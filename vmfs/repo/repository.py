@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
 import platformdirs
 
@@ -54,6 +55,7 @@ class Repository:
         self.keys: Keys = derive_keys(unlocked.opened.master, settings.repository_id)
         self._seed = unlocked.opened.seed
         self._private_cache: Path | None = None
+        self._leases: WeakSet[Lease] = WeakSet()
         self.cache_dir = self._open_cache(cache_root)
         self.index = ChunkIndex(store, self.keys, self.cache_dir / "index")
         self.blobs = BlobReader(store, self.keys, self.index, self.chunk_size)
@@ -142,12 +144,14 @@ class Repository:
         return content
 
     def lease(self, purpose: Purpose) -> Lease:
-        return Lease(self.store, self.keys, purpose)
+        lease = Lease(self.store, self.keys, purpose)
+        self._leases.add(lease)
+        return lease
 
     def write_session(self) -> WriteSession:
         """A session that writes data in the newest epoch, after making use of what dead sessions left."""
         self._warn_of_lost_packs()
-        before = list(self.store.list(names.LEASES))
+        before = {name for name, _ in self.store.list(names.LEASES)} - {own.name for own in self._leases}
         # The one thing that is written with no lease in place.
         self.store.sweep(names.LEASES)
         session = WriteSession(

@@ -93,6 +93,9 @@ class _Verifier:
         """Blobs that were found unreadable."""
         self._bad_epochs: set[bytes] = set()
         self._sizes: dict[bytes, int] = {}
+        """Of the packs, bytes, when they were listed."""
+        self._later: dict[bytes, int] = {}
+        """Of packs that were not there yet; 0 of those that are not there now."""
         self._places = Places()
         self._unknown: set[bytes] = set()
         """Packs that do not tell what is in them."""
@@ -368,10 +371,23 @@ class _Verifier:
 
     def _note_uncovered(self, location: Location | None) -> None:
         """An index object that is gone leaves nothing to find damaged, but a pack of which none tells."""
-        if location and self._index_complete and location.pack not in self._covered:
-            if location.pack in self._sizes:
-                self._found(names.INDEX, "an index object is missing; 'vmfs rebuild' makes it again")
+        known = location is not None and location.pack in self._sizes and location.pack not in self._covered
+        if known and self._index_complete:
+            self._found(names.INDEX, "an index object is missing; 'vmfs rebuild' makes it again")
             self._index_complete = False
+
+    def _size_of(self, digest: bytes) -> int:
+        """Of a pack, 0 if it is missing. A backup that ran meanwhile may have stored it, for a point of its
+        own or because another was storing the same."""
+        known = self._sizes.get(digest, self._later.get(digest))
+        if known is not None:
+            return known
+        try:
+            size = self._store.size(names.pack(digest))
+        except ObjectMissingError:
+            size = 0
+        self._later[digest] = size
+        return size
 
     def _has_chunk(self, blob_id: bytes) -> bool:
         if blob_id in self._bad:
@@ -381,7 +397,7 @@ class _Verifier:
             if location is None:
                 raise IntegrityError(f"blob {blob_id.hex()} is in no pack")
             self._note_uncovered(location)
-            if location.offset + location.length > self._sizes.get(location.pack, 0):
+            if location.offset + location.length > self._size_of(location.pack):
                 return False
             if self._bad_epochs and self._epoch_of(location) in self._bad_epochs:
                 return False
