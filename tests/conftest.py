@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,10 +49,45 @@ def repository(tmp_path: Path) -> Iterator[Repository]:
 
 @pytest.fixture
 def untraced() -> Iterator[None]:
-    """For long loops over code that other tests measure: coverage.py would make them four times longer."""
-    tracer = sys.gettrace()
+    """For long loops over code that other tests measure: coverage.py would make them twice as long, or worse.
+    Of threads too, that begin in the test."""
+    tracer, of_threads = sys.gettrace(), threading.gettrace()
     sys.settrace(None)
+    threading.settrace(None)
     try:
         yield
     finally:
+        threading.settrace(of_threads)
         sys.settrace(tracer)
+
+
+@pytest.fixture(autouse=True)
+def _slow_is_untraced(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("slow"):
+        request.getfixturevalue("untraced")
+
+
+_MEASURE = "COVERAGE_PROCESS_START"
+"""By this variable coverage.py measures a Python from its start."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _children_are_not_measured() -> Iterator[str | None]:
+    """It would double the time of each, and the tests start thousands: daemons of others', and programs whose
+    code other tests measure. See `measured`."""
+    with pytest.MonkeyPatch.context() as patch:
+        found = os.environ.get(_MEASURE)
+        patch.delenv(_MEASURE, raising=False)
+        yield found
+
+
+@pytest.fixture
+def measured(_children_are_not_measured: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of code that runs in processes of its own only: these are measured."""
+    if _children_are_not_measured is not None:
+        monkeypatch.setenv(_MEASURE, _children_are_not_measured)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first: all workers would wait for one that is begun last."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

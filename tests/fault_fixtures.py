@@ -8,9 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from damage_helpers import Damage, Scene, make_scene
+
+from vmfs.repo.lease import Lease
 
 _MEMORY = "/dev/shm"
 
@@ -29,6 +32,23 @@ def place() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def module_place() -> Iterator[Path]:
     yield from _place()
+
+
+@pytest.fixture
+def killed_leases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For kills that are an exception: a process that is killed renews its leases no more, but this one lives
+    on, and would complain of them in the middle of another test."""
+    made: list[Lease] = []
+
+    class Recorded(Lease):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr("vmfs.repo.session.Lease", Recorded)
+    yield
+    for lease in made:
+        lease.abandon()
 
 
 @pytest.fixture(scope="module")

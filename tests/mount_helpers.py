@@ -139,6 +139,15 @@ def mounted(repository: Repository, path: Path, *options: str, status: int = 0) 
     assert ended == status, mount.log
 
 
+def forget_content(path: Path) -> None:
+    """Have the kernel ask for the file's content again."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
 def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
     """Wait for what only the passing of time or another process can bring."""
     deadline = time.monotonic() + seconds

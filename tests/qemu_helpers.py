@@ -263,6 +263,13 @@ class StorageDaemon:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _listens(path: Path) -> bool:
+    """Whether a program waits for connections there. To connect would be to be its client, perhaps its last.
+    The fourth word of a line is __SO_ACCEPTCON, see unix(7) and proc(5)."""
+    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(words[-1] == str(path) and words[3] == "00010000" for words in lines)
+
+
 class NbdServer:
     """A qemu-nbd with the arguments given, on a Unix socket."""
 
@@ -274,7 +281,7 @@ class NbdServer:
         )
         self.path = path
         deadline = time.monotonic() + TIMEOUT
-        while not path.exists():
+        while not _listens(path):
             assert self.process.poll() is None, "qemu-nbd ended"
             assert time.monotonic() < deadline, "qemu-nbd does not start"
             time.sleep(0.01)

@@ -37,6 +37,7 @@ from vmfs.errors import VmfsError
 from vmfs.format import pack
 
 pytest_plugins = "fault_fixtures"
+pytestmark = pytest.mark.usefixtures("killed_leases")
 
 SHARDS = range(4)
 """Each takes every fourth operation, so that they can run at once."""

@@ -32,6 +32,7 @@ from vmfs.repo.notes import add_note, list_notes, make_note
 from vmfs.repo.repository import Repository
 
 pytest_plugins = "fault_fixtures"
+pytestmark = pytest.mark.usefixtures("killed_leases")
 
 ENTRIES = [Entry(b"etc", b"%04d" % number, 0o100644, 0, 0, number, 0, 0) for number in range(2000)]
 

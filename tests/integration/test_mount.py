@@ -22,6 +22,7 @@ from mount_helpers import (
     WHEN,
     add_point,
     damage,
+    forget_content,
     mounted,
     needs_fuse,
     needs_sfdisk,
@@ -35,7 +36,7 @@ from vmfs.fs.mountpoint import check, unmount
 from vmfs.repo import names
 from vmfs.repo.repository import Repository
 
-pytestmark = [needs_fuse, pytest.mark.root]
+pytestmark = [needs_fuse, pytest.mark.root, pytest.mark.usefixtures("measured")]
 
 TIME = "2026-11-20T100000Z"
 HOUR = timedelta(hours=1)
@@ -270,7 +271,7 @@ def test_a_bad_chunk_is_an_error_of_its_range_only(repository: Repository, tmp_p
                             assert os.preadv(descriptor, [space], at) == size
                             assert space[:] == data[at : at + size]
                 os.close(descriptor)
-                Path("/proc/sys/vm/drop_caches").write_text("1")
+                forget_content(disk)
         assert len((mount.path / "web" / "latest" / "disks" / "sdb.raw").read_bytes()) == MIB
         lines = [line for line in mount.log.splitlines() if "disk sda" in line]
         assert len(lines) == 1

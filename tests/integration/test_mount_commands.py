@@ -14,7 +14,7 @@ from mount_helpers import MIB, VMFS, WHEN, add_point, command, is_mounted, needs
 from vmfs.repo import names
 from vmfs.repo.repository import Repository
 
-pytestmark = [needs_fuse, pytest.mark.root]
+pytestmark = [needs_fuse, pytest.mark.root, pytest.mark.usefixtures("measured")]
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ import itertools
 from lab.imageio import ImageioHost
 from lab.pki import Authority
 
-pytestmark = needs_qemu
+pytestmark = [needs_qemu, pytest.mark.usefixtures("measured")]
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 64 * MIB

@@ -14,6 +14,8 @@ from vmfs.cli import mount_helper
 from vmfs.errors import UsageError, VmfsError
 from vmfs.fs import mountpoint
 
+pytestmark = pytest.mark.usefixtures("measured")
+
 
 def test_a_good_mountpoint(tmp_path: Path) -> None:
     place, repository = tmp_path / "mnt", tmp_path / "repository"

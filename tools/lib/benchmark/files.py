@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from . import reads
 from .contenders import Vmfs
@@ -42,31 +43,26 @@ class FilesSection:
         self._vmfs.create()
         self._vmfs.ingest(disk)
         disk.unlink()
-        mount, raw = self._vmfs.mount(disk)
-        point = raw.parent.parent
-        places: dict[str, Callable[[], Iterator[Path]]] = {
-            "vmfs, files/": lambda: iter([point / "files" / "disk-p1"]),
-            _KERNEL: lambda: self._kernel(point / "volumes" / "disk-p1.raw"),
-        }
+        places = {"vmfs, files/": self._vmfs_files, _KERNEL: self._kernel}
         if shutil.which("guestmount") is None:
             say("libguestfs is left out: guestmount is not installed")
         else:
-            places[_GUESTFS] = lambda: self._guestfs(raw)
-        try:
-            for number in range(self._rounds):
-                order = list(places.items())
-                shift = number % len(order)
-                for name, place in order[shift:] + order[:shift]:
-                    self._measure(name, contextmanager(place))
-        finally:
-            mount.close()
+            places[_GUESTFS] = self._guestfs
+        for number in range(self._rounds):
+            order = list(places.items())
+            shift = number % len(order)
+            for name, place in order[shift:] + order[:shift]:
+                # A new mount each time: nothing of the guest is in the page cache, all of the repository.
+                mount, raw = self._vmfs.mount(disk)
+                try:
+                    reads.warm(self._vmfs.repository)
+                    self._measure(name, contextmanager(place), raw)
+                finally:
+                    mount.close()
 
-    def _measure(self, name: str, place: Callable[[], object]) -> None:
-        # Nothing of the guest's is in the page cache, and all of the repository is.
-        subprocess.run(["sysctl", "-q", "vm.drop_caches=3"], check=True)
-        reads.warm(self._vmfs.repository)
+    def _measure(self, name: str, place: Callable[[Path], Any], raw: Path) -> None:
         begin = time.monotonic()
-        with place() as top:  # type: ignore[attr-defined]
+        with place(raw) as top:
             # For vmfs that starts the worker that reads the file system.
             os.listdir(top)
             self._results.add("files open", name, time.monotonic() - begin)
@@ -83,10 +79,14 @@ class FilesSection:
                 raise BenchError(f"{name}: the copy has another size")
             copy.unlink()
 
+    @staticmethod
+    def _vmfs_files(raw: Path) -> Iterator[Path]:
+        yield raw.parent.parent / "files" / "disk-p1"
+
     def _kernel(self, raw: Path) -> Iterator[Path]:
         top = self._folder / "kernel"
         top.mkdir(exist_ok=True)
-        output(["mount", "-o", "ro,loop,noload", raw, top])
+        output(["mount", "-o", "ro,loop,noload", raw.parent.parent / "volumes" / "disk-p1.raw", top])
         try:
             yield top
         finally:
