@@ -19,6 +19,8 @@ from typing import NamedTuple
 from vmfs.volumes.files.client import FileSystem
 
 PIECE = 1 << 20
+SMALL = 100_001
+"""Bytes of a read that goes to the worker."""
 SECOND = 1_000_000_000
 
 
@@ -307,9 +309,13 @@ def by_worker(
 
 
 def digest(filesystem: FileSystem, node: int) -> str:
-    """Of a whole file, whose runs must hold all that is not zero."""
+    """Of a whole file, whose runs must hold all that is not zero. What the worker reads is what lies at the
+    places that it names."""
     size = filesystem.stat(node).size
-    data = filesystem.read(node, 0, size)
+    data = b"".join(filesystem.read(node, offset, SMALL) for offset in range(0, size, SMALL))
+    assert filesystem.read(node, 0, size) == data
+    if (runs := filesystem.runs(node)) is not None:
+        assert filesystem._gather(runs, 0, size) == data
     covered = bytearray(size)
     last = 0
     for offset, length in filesystem.extents(node):

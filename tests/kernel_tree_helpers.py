@@ -178,15 +178,22 @@ def need_mkfs(kind: str) -> None:
         pytest.skip(f"needs {program}")
 
 
-def make_file_system(
-    kind: str, path: Path, work: Callable[[Path], object], size: int | None = None, *options: str
-) -> None:
-    """A new file system in the file `path`, in whose mount `work` was done."""
+def format_image(kind: str, path: Path, size: int | None = None, *options: str | Path) -> None:
+    """A new file system in the file `path`."""
     with path.open("wb") as file:
         file.truncate(size or SIZES[kind])
     # mkfs.xfs makes no small ones but for its own tests.
     environment = {**os.environ, "TEST_DIR": "1", "TEST_DEV": "1", "QA_CHECK_FS": "1"}
-    subprocess.run([*MKFS[kind], *options, path], check=True, capture_output=True, env=environment)
+    command = [*MKFS[kind], *options, path]
+    made = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert made.returncode == 0, made.stderr
+
+
+def make_file_system(
+    kind: str, path: Path, work: Callable[[Path], object], size: int | None = None, *options: str
+) -> None:
+    """A new file system in the file `path`, in whose mount `work` was done."""
+    format_image(kind, path, size, *options)
     with kernel_mount(path) as top:
         work(top)
 

@@ -7,17 +7,26 @@ import ctypes
 import hashlib
 import os
 import stat
+import subprocess
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from kernel_tree_helpers import Fact, facts
+import pytest
+from kernel_tree_helpers import Fact, facts, kernel_mount
+from mount_helpers import MIB
 
-from vmfs.volumes.files.worker.model import Reader, Stat
+from vmfs.volumes.files.worker.model import Device, Reader, ReaderError, Stat
 
 PIECE = 300_001
 """Bytes that are read at a time: in no relation to any block."""
 FALLOC_FL_KEEP_SIZE = 1
+SECTOR = 512
+"""Bytes that st_blocks counts in."""
+
+R = TypeVar("R", bound=Reader)
 
 
 class FileDevice:
@@ -35,6 +44,42 @@ class FileDevice:
 
     def close(self) -> None:
         self._content.close()
+
+
+@contextmanager
+def opened(open_reader: Callable[[Device], R], image: Path) -> Iterator[R]:
+    """A reader of the file system in an image."""
+    device = FileDevice(image)
+    try:
+        yield open_reader(device)
+    finally:
+        device.close()
+
+
+def check_image(open_reader: Callable[[Device], Reader], image: Path, label: str) -> None:
+    """That a reader gives of an image what blkid and the kernel give."""
+    with kernel_mount(image, "ro") as top, opened(open_reader, image) as reader:
+        words = ["blkid", "-p", "-o", "value", "-s", "TYPE", "-s", "UUID", image]
+        blkid = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+        assert {reader.type, reader.uuid} == set(blkid)
+        assert (reader.label, reader.warnings) == (label, ())
+        check_same(reader, top)
+
+
+def check_errors(actions: Sequence[tuple[int, Callable[[], object]]]) -> None:
+    """That each of these fails with its number."""
+    for number, action in actions:
+        with pytest.raises(ReaderError) as caught:
+            action()
+        assert caught.value.errno == number
+
+
+def check_refused(open_reader: Callable[[Device], Reader], image: Path, magic: bytes) -> None:
+    """That what is no such file system is refused; `magic` is what one begins with."""
+    for content in (b"", magic[-8:], bytes(MIB), magic + bytes(MIB)):
+        image.write_bytes(content)
+        with pytest.raises(ReaderError), opened(open_reader, image):
+            pass
 
 
 def walk(reader: Reader, top: Stat) -> Iterator[tuple[bytes, Stat]]:
@@ -107,6 +152,7 @@ def check_same(reader: Reader, top: Path, *, is_one_device: bool = True) -> None
         path = os.path.join(os.fsencode(top), name)
         status = os.lstat(path)
         assert (entry.atime, entry.ctime) == (status.st_atime_ns, status.st_ctime_ns), name
+        assert entry.allocated == status.st_blocks * SECTOR, name
         assert reader.stat(entry.node) == entry
     for name in list(wanted)[1 :: max(1, len(wanted) // 500)]:
         entry = reader.root()

@@ -223,20 +223,29 @@ def _as_nobody(words: list[object], scratch: Path) -> list[object]:
     return [*script, interpreter, hidden[-1] if hidden else "", scratch, *words]
 
 
+def _nobodys_environment(home: Path) -> dict[str, str]:
+    """That of a user who has a home and has set nothing else; and who may not write what was measured to
+    where it belongs."""
+    places = ("VMFS_CACHE_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    kept = {name: value for name, value in unmeasured().items() if name not in places}
+    return {**kept, "HOME": str(home)}
+
+
 def vmfs(site: Site, command: str, *argv: object, nobody: Path | None = None) -> Done:
     """The installed command; what it writes to standard output are bytes in `out` as Latin-1. With `nobody`,
-    by that user, who gets a cache in this directory."""
-    words = [program("vmfs"), *command.split(), site.repository, *argv, *site.options()]
+    by that user, who has this directory for a home, with the cache at its place there."""
+    words = [program("vmfs"), *command.split(), site.repository, *argv]
     if nobody:
         scratch = nobody / "interpreter"
         scratch.mkdir(exist_ok=True)
-        words = _as_nobody([*words, "--cache-dir", nobody / "cache"], scratch)
+        words = _as_nobody([*words, "--passphrase-file", site.passphrase], scratch)
+    else:
+        words += site.options()
     done = subprocess.run(
         [os.fsencode(str(word)) for word in words],
         capture_output=True,
         stdin=subprocess.DEVNULL,
         check=False,
-        # Nobody may not write what was measured to where it belongs.
-        env=unmeasured() if nobody else None,
+        env=_nobodys_environment(nobody) if nobody else None,
     )
     return Done(done.returncode, done.stdout.decode("latin-1"), done.stderr.decode(errors="replace"))

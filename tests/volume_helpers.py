@@ -251,17 +251,42 @@ def md_superblock(
     size_sectors: int = 0,
     events: int = 20,
     features: int = 0,
+    clean: bool = True,
 ) -> bytes:
     """Version 1.x, to lie at byte `at` of the member."""
     block = bytearray(1024)
     struct.pack_into("<III4x16s32s", block, 0, MD_MAGIC, 1, features, uuid, name.encode())
     struct.pack_into("<iIQII", block, 72, level, layout, size_sectors, chunk_sectors, members)
     struct.pack_into("<QQQQI", block, 128, data_start, data_sectors, at // SECTOR, 0, role)
-    struct.pack_into("<Q", block, 200, events)
+    struct.pack_into("<QQ", block, 200, events, (1 << 64) - 1 if clean else 0)
     struct.pack_into("<I", block, 220, 16)
     for number in range(16):
         struct.pack_into("<H", block, 256 + 2 * number, number if number < members else 0xFFFF)
     return mend_md(block)
+
+
+def md_superblock_0(
+    *,
+    level: int,
+    members: int,
+    number: int,
+    size_kib: int,
+    minor: int = 90,
+    events: int = 20,
+    faulty: int | None = None,
+) -> bytes:
+    """Version 0.90. The member `faulty` is one that the others do without."""
+    words = [0] * 1024
+    words[:13] = [MD_MAGIC, 0, minor, 0, 992, 0x6D6D6D6D, 0, level, size_kib, members, members, 0, 0]
+    words[13:16] = [0x6D6D6D6D] * 3
+    words[39] = events
+    words[65] = 4096
+    for place in range(members):
+        words[128 + 32 * place : 133 + 32 * place] = [place, 8, 0, place, 1 if place == faulty else 6]
+    words[992:997] = [number, 8, 0, number, 6]
+    total = sum(words)
+    words[38] = (total & 0xFFFFFFFF) + (total >> 32) & 0xFFFFFFFF
+    return struct.pack("<1024I", *words)
 
 
 def mend_md(block: bytearray) -> bytes:

@@ -66,6 +66,28 @@ def test_changed_ranges_of_disks(blocks: Site) -> None:
     assert "256.0 KiB" in blocks.vmfs("diff", first, second).out
 
 
+def test_disks_in_another_order(tmp_path: Path) -> None:
+    """A disk is known by its id first, whatever it is called now, and its volumes go with it."""
+    site = Site(tmp_path)
+    site.init()
+    disks = {name: tmp_path / name for name in ("one", "two")}
+    for label, path in disks.items():
+        with path.open("wb") as file:
+            file.truncate(4 * MIB)
+        run("mkfs.ext4", "-q", "-L", label, path)
+    site.ingest("web", *(f"{name}={path}" for name, path in disks.items()))
+    with disks["two"].open("r+b") as file:
+        file.seek(3 * MIB)
+        file.write(b"new")
+    site.ingest("web", *(f"{name}={disks[name]}" for name in ("two", "one")))
+    first, second = points(site)
+    volumes = {
+        item["volume"]: (item["key"], item["changed"])
+        for item in site.vmfs("diff", "--volumes", first, second, "--json").json()["volumes"]
+    }
+    assert volumes == {"two": ("0", CHUNK), "one": ("1", 0)}
+
+
 def test_no_data_is_read_for_it(blocks: Site) -> None:
     """Whatever holds the data may be gone: the maps are in packs of their own."""
     first, second = points(blocks)

@@ -144,8 +144,8 @@ def test_what_is_there_is_replaced_only_by_force(made: Site, tmp_path: Path) -> 
 
 def test_places_that_cannot_be(made: Site, tmp_path: Path) -> None:
     for place, status, message in (
-        (tmp_path, 2, "is no regular file; write into it with: -o - >"),
-        ("/dev/null", 2, "is no regular file"),
+        (tmp_path, 2, "is a directory; name a file in it"),
+        ("/dev/null", 2, "is no regular file; write into it with: -o - >"),
         (tmp_path / "no" / "where", 1, "there is no such directory"),
         (made.repository / "out", 2, "is inside the repository"),
         (made.repository / "packs" / ".." / "config", 2, "is inside the repository"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import stat
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -313,6 +315,26 @@ def test_cp_to_where_there_is_nothing(guest: Guest, place: Path) -> None:
     assert os.listdir(place) == []
 
 
+def test_cp_to_a_directory_that_is_not_there(guest: Guest, place: Path) -> None:
+    """Written with a slash, it is a directory that is meant."""
+    for words in ((), ("-a",)):
+        done = vmfs(guest.site, "cp", *words, "web@latest", "/etc/fstab", f"{place}/none/")
+        assert (done.status, done.err) == (2, f"vmfs: {place}/none/ is no directory; make it first\n")
+    assert os.listdir(place) == []
+    assert vmfs(guest.site, "cp", "-r", "web@latest", "/etc", f"{place}/etc2/").status == 0
+    assert (place / "etc2/fstab").read_text() == FSTAB
+
+
+@pytest.mark.parametrize("below", ["", "packs"])
+def test_cp_does_not_write_into_the_repository(guest: Guest, place: Path, below: str) -> None:
+    (place / "link").symlink_to(guest.site.repository / below)
+    before = sorted(guest.site.repository.rglob("*"))
+    done = vmfs(guest.site, "cp", "-r", "web@latest", "/etc", place / "link")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "is inside the repository" in done.err
+    assert sorted(guest.site.repository.rglob("*")) == before
+
+
 def test_cp_onto_a_full_file_system(guest: Guest, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -370,7 +392,72 @@ def test_tar_is_read_by_bsdtar(guest: Guest, place: Path) -> None:
         if name.startswith(wanted) and not name.startswith(b"size-3"):
             # Extended attributes it keeps as its options and the file system are.
             assert copied[name]._replace(xattrs={}, links=0) == facts._replace(xattrs={}, links=0)
-    assert (place / "joe/report").stat().st_size == 2 * MIB
+    assert (place / "vda-p2/joe/report").stat().st_size == 2 * MIB
+
+
+def names_in_tar(guest: Guest, *places: str) -> list[str]:
+    done = vmfs(guest.site, "tar", "web@latest", *places)
+    assert (done.status, done.err) == (0, "")
+    with tarfile.open(fileobj=io.BytesIO(done.out.encode("latin-1"))) as archive:
+        return archive.getnames()
+
+
+def test_tar_of_names_that_go_upwards(guest: Guest) -> None:
+    assert names_in_tar(guest, "/usr/../etc/./fstab", "/../boot/vmlinuz") == ["etc/fstab", "boot/vmlinuz"]
+
+
+@pytest.mark.parametrize("command", ["tar", "iso"])
+def test_nothing_to_archive_is_no_file(guest: Guest, place: Path, command: str) -> None:
+    done = vmfs(guest.site, command, "web@latest", "/nothing", "-o", place / "out")
+    assert (done.status, done.out) == (1, "")
+    assert f"{place}/out is not written" in done.err
+    assert os.listdir(place) == []
+    done = vmfs(guest.site, command, "web@latest", "/etc", "-o", place)
+    assert (done.status, done.err) == (2, f"vmfs: {place} is a directory; name a file in it\n")
+
+
+def test_an_iso_onto_a_full_file_system(guest: Guest, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=1m", "none", small)
+    try:
+        done = vmfs(guest.site, "iso", "web@latest", "/home/joe/report", "-o", small / "out.iso")
+        assert (done.status, os.listdir(small)) == (1, [])
+        assert done.err.startswith(f"vmfs: cannot write {small}/out.iso: no space left")
+    finally:
+        run("umount", small)
+
+
+@pytest.mark.parametrize("command", ["ls", "cat", "tar"])
+def test_an_empty_argument_is_not_all(guest: Guest, command: str) -> None:
+    """A shell's variable that is not set."""
+    done = vmfs(guest.site, command, "web@latest", "")
+    assert (done.status, done.out) == (2, "")
+    assert "one of them is empty" in done.err
+
+
+def test_tar_of_several_volumes_keeps_them_apart(guest: Guest) -> None:
+    joe = ["joe", "joe/.ssh", "joe/name", "joe/report"]
+    whole = names_in_tar(guest, "vda-p2:/", "vda-p3:/")
+    assert [name for name in whole if name.startswith("vda-p2")] == ["vda-p2", *(f"vda-p2/{x}" for x in joe)]
+    assert [name for name in whole if not name.startswith("vda-p2")] == [
+        "vda-p3",
+        "vda-p3/lost+found",
+        "vda-p3/vmlinuz",
+    ]
+    assert names_in_tar(guest, "vda-p2:/joe", "vda-p3:/vmlinuz") == [
+        *(f"vda-p2/{name}" for name in joe),
+        "vda-p3/vmlinuz",
+    ]
+    # What the guest has mounted is one tree, with the names that it has there.
+    assert names_in_tar(guest, "/etc/fstab", "/home/joe/name", "vda-p2:/joe/name") == [
+        "etc/fstab",
+        "home/joe/name",
+        "vda-p2/joe/name",
+    ]
+    # So is one volume.
+    assert names_in_tar(guest, "vda-p2:/joe/name", "vda-p2:/joe/.ssh") == ["joe/name", "joe/.ssh"]
+    assert names_in_tar(guest, "vda-p2:/") == [".", *(f"./{name}" for name in joe)]
 
 
 def test_iso(guest: Guest, place: Path) -> None:

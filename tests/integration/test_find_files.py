@@ -11,13 +11,15 @@ import subprocess
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_helpers import Done, Site, call
 from file_index_helpers import HOME_AT, HOME_SIZE, ROOT_AT, ROOT_SIZE, GuestImage
+from guest_tree_helpers import mounted_ntfs
 from postgres_helpers import make_database, postgres_server
 
-from vmfs.repo import notes
+from vmfs.repo import names, notes
 from vmfs.repo.filelists import find_lists, read_entries, read_lists
 from vmfs.volumes.files import client
 
@@ -40,6 +42,18 @@ class Guest:
         done = self.site.ingest("web01", f"sda={self.image.path}", "--json", *options)
         self.points.append(json.loads(done.out)["id"])
         return self.points[-1]
+
+    def damage(self, point: str, offset: int, disk_number: int = 0) -> None:
+        """Of the chunk that has that byte of a disk of a point."""
+        with self.site.open() as repository:
+            disk = repository.load_point(point).manifest.disks[disk_number]
+            (chunk,) = repository.open_disk(disk).chunk_ids(offset // repository.chunk_size, 1)
+            assert chunk is not None
+            place = repository.index.find(chunk)
+            assert place is not None
+            with (self.site.repository / names.pack(place.pack)).open("r+b") as pack:
+                pack.seek(place.offset + place.length // 2)
+                pack.write(bytes(16))
 
     def run(self, *words: object) -> Done:
         command, *rest = words
@@ -185,6 +199,10 @@ def test_finding(guest: Guest) -> None:
     assert [line.split()[-1] for line in text[1:]] == ["/home/ada/notes.txt"] * 2
 
 
+def points_of(rows: list[dict[str, Any]]) -> list[list[str]]:
+    return [[point["id"] for point in row["points"]] for row in rows]
+
+
 def test_history(guest: Guest) -> None:
     notes_file = "/home/ada/notes.txt"
     contents = [b"one\n", b"two, longer\n", b"two, longer\n", b"one\n"]
@@ -195,20 +213,196 @@ def test_history(guest: Guest) -> None:
             elif number:
                 os.utime(home / "ada/notes.txt", (1_700_000_000, 1_700_000_000))
         guest.back_up("--index")
-    versions = guest.run("history", "web01", notes_file, "--json").json()["versions"]
-    assert [(item["size"], [point["id"] for point in item["points"]]) for item in versions] == [
+
+    def versions(*words: object) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = guest.run("history", "web01", *words, "--json").json()["versions"]
+        return found
+
+    listed = versions(notes_file, "--no-hash")
+    assert [(item["size"], points) for item, points in zip(listed, points_of(listed), strict=True)] == [
         (len(content), [point]) for content, point in zip(contents, guest.points, strict=True)
     ]
-    hashed = guest.run("history", "web01", notes_file, "--hash", "--json").json()["versions"]
-    assert [(item["sha256"], [point["id"] for point in item["points"]]) for item in hashed] == [
+    assert {item["sha256"] for item in listed} == {None}
+    hashed = versions(notes_file)
+    assert [(item["sha256"], points) for item, points in zip(hashed, points_of(hashed), strict=True)] == [
         (sha256(b"one\n").hexdigest(), [guest.points[0], guest.points[3]]),
         (sha256(b"two, longer\n").hexdigest(), guest.points[1:3]),
     ]
-    assert guest.run("history", "web01", "sda-p2:/ada/notes.txt", "--json").json()["versions"] == versions
-    assert len(guest.run("history", "web01", notes_file).out.splitlines()) == 5
-    missing = guest.run("history", "web01", "/home/ada/nothing*")
-    assert missing.status == 1
-    assert "no indexed restore point of web01 has /home/ada/nothing*" in missing.err
+    assert hashed[0]["mtime_ns"] == listed[3]["mtime_ns"]
+    assert versions(notes_file, "--hash") == hashed
+    for other in ("sda-p2:/ada/notes.txt", "0/p2:/ada/notes.txt", "//home/./ada//notes.txt"):
+        assert versions(other) == hashed
+    assert len(guest.run("history", "web01", notes_file, "--no-hash").out.splitlines()) == 5
+    header, *lines = guest.run("history", "web01", notes_file).out.splitlines()
+    assert header.split() == ["FIRST", "LAST", "POINTS", "T", "SIZE", "MODIFIED", "CONTENT"]
+    assert [line.split()[-1] for line in lines] == [item["sha256"][:12] for item in hashed]
+    (directory,) = versions("/home/ada")
+    assert (directory["type"], directory["sha256"], directory["problem"]) == ("d", None, None)
+
+
+def test_history_of_what_is_not_there(guest: Guest) -> None:
+    guest.back_up("--index")
+    for path, said in (
+        ("/home/ada/nothing*", "no indexed restore point of web01 has /home/ada/nothing*; look for it with"),
+        ("/etc/localtime/x", "/etc/localtime is a symbolic link"),
+        ("/home/ada:/notes.txt", "no indexed restore point of web01 has /home/ada:/notes.txt"),
+        ("sda-p1:/ada/notes.txt", "no indexed restore point of web01 has sda-p1:/ada/notes.txt"),
+    ):
+        missing = guest.run("history", "web01", path)
+        assert (missing.status, missing.out) == (1, "")
+        assert said in missing.err
+    wrong = guest.run("history", "web01", "notes.txt")
+    assert (wrong.status, wrong.err.count("\n")) == (2, 1)
+    assert "from the root" in wrong.err
+
+
+def test_history_of_links_is_where_they_led(guest: Guest) -> None:
+    for target in ("one", "two", "one"):
+        with guest.image.mounted(ROOT_AT, ROOT_SIZE) as root:
+            (root / "etc/localtime").unlink()
+            (root / "etc/localtime").symlink_to(target)
+        guest.back_up("--index")
+    first, second, third = guest.points
+    found = guest.run("history", "web01", "/etc/localtime", "--json").json()["versions"]
+    assert [item["target"] for item in found] == ["one", "two"]
+    assert points_of(found) == [[first, third], [second]]
+    out = guest.run("history", "web01", "/etc/localtime").out.splitlines()
+    assert [line.rpartition("  ")[2] for line in out[1:]] == ["-> one", "-> two"]
+
+
+def test_history_reads_a_gibibyte_unless_told_to_read_more(guest: Guest) -> None:
+    size = (1 << 30) + 1
+    with guest.image.mounted(HOME_AT, HOME_SIZE) as home:
+        os.truncate(home / "ada/notes.txt", 0)
+        os.truncate(home / "ada/notes.txt", size)
+    guest.back_up("--index")
+    done = guest.run("history", "web01", "/home/ada/notes.txt", "--json")
+    assert [item["sha256"] for item in done.json()["versions"]] == [None]
+    assert done.err.count("\n") == 1
+    assert "the versions are 1.0 GiB together and were not read" in done.err
+    quick = guest.run("history", "web01", "/home/ada/notes.txt", "--no-hash", "--json")
+    assert (quick.out, quick.err) == (done.out, "")
+    whole = guest.run("history", "web01", "/home/ada/notes.txt", "--hash", "--json")
+    digest = sha256()
+    for at in range(0, size, 1 << 20):
+        digest.update(bytes(min(1 << 20, size - at)))
+    assert [item["sha256"] for item in whole.json()["versions"]] == [digest.hexdigest()]
+
+
+def test_history_tells_what_it_cannot_read(guest: Guest) -> None:
+    contents = [secrets.token_bytes(300_000) for _ in range(3)]
+    for number, content in enumerate(contents):
+        with guest.image.mounted(HOME_AT, HOME_SIZE) as home:
+            (home / "ada/notes.txt").write_bytes(content)
+        guest.back_up("--index")
+        if number == 1:
+            middle = guest.image.path.read_bytes().index(content[200_000:204_096])
+    guest.damage(guest.points[1], middle)
+    done = guest.run("history", "web01", "/home/ada/notes.txt", "--json")
+    assert done.status == 3
+    versions = json.loads(done.out)["versions"]
+    assert [item["sha256"] for item in versions] == [
+        sha256(contents[0]).hexdigest(),
+        None,
+        sha256(contents[2]).hexdigest(),
+    ]
+    assert [bool(item["problem"]) for item in versions] == [False, True, False]
+    assert points_of(versions) == [[point] for point in guest.points]
+    assert done.err.count("\n") == 1
+    assert f"/home/ada/notes.txt: {versions[1]['problem']}" in done.err
+    text = guest.run("history", "web01", "/home/ada/notes.txt")
+    assert text.status == 3
+    lines = text.out.splitlines()[1:]
+    assert [line.endswith("  cannot be read") for line in lines] == [False, True, False]
+
+
+def test_a_volume_that_is_lost_is_none_without_files(guest: Guest) -> None:
+    """What tells that it is a file system cannot be read."""
+    point = guest.back_up()
+    guest.damage(point, HOME_AT + 1024)
+    lost = "volume sda-p2: what it holds cannot be read"
+    walked = guest.run("find", "--walk", "notes.txt")
+    assert (walked.status, walked.out) == (3, "")
+    assert lost in walked.err
+    indexed = guest.run("index", point, "--json")
+    assert indexed.status == 1
+    root, home = json.loads(indexed.out)["points"][0]["volumes"]
+    assert (root["listed"], home["listed"]) == (True, False)
+    assert "what it holds cannot be read" in home["error"]
+    found = guest.run("find", "notes.txt", "--json").json()
+    assert ([volume["volume"] for volume in found["not_listed"]], found["files"]) == (["sda-p2"], [])
+    read = guest.run("cat", point, "sda-p2:/ada/notes.txt")
+    assert (read.status, read.out) == (3, "")
+    assert lost in read.err
+    # Nor is the directory that it is mounted over the guest's.
+    for words in (["ls", point, "/home"], ["cat", point, "/home/ada/notes.txt"]):
+        read = guest.run(*words)
+        assert (read.status, read.out) == (3, "")
+        assert "/home of the guest may be on a volume that cannot be read" in read.err
+    copied = guest.run("cp", "-a", point, "/", guest.site.root / "copy")
+    assert copied.status == 1
+    assert "/home: its files cannot be listed" in copied.err
+    assert (guest.site.root / "copy/etc/hostname").exists()
+
+
+def test_a_disk_that_is_lost_is_told(guest: Guest) -> None:
+    """Its volumes are not even known by name."""
+    second = guest.site.root / "second.img"
+    shutil.copy(guest.image.path, second)
+    with second.open("r+b") as file:
+        # Chunks that the first disk does not have, with both tables.
+        file.write(b"loader")
+        file.seek(-32768, os.SEEK_END)
+        file.write(b"not the first disk")
+    done = guest.site.ingest("web01", f"sda={guest.image.path}", f"sdb={second}", "--json")
+    point = json.loads(done.out)["id"]
+    for offset in (0, second.stat().st_size - 1):
+        guest.damage(point, offset, disk_number=1)
+    walked = guest.run("find", "--walk", "payroll.xlsx")
+    assert (walked.status, len(walked.out.splitlines())) == (3, 2)
+    assert walked.err.count("\n") == 1
+    indexed = guest.run("index", point)
+    assert indexed.status == 1
+    assert indexed.err.count("\n") == 1
+    assert "volumes may be missing" in indexed.err
+
+
+def test_patterns_as_people_write_them(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    with guest.image.mounted(HOME_AT, HOME_SIZE) as home:
+        (home / "ada/-n").write_text("")
+        Path(os.fsdecode(os.fsencode(home) + b"/ada/\xff")).write_text("")
+    guest.back_up("--index")
+    assert guest.run("find", "/etc/", "--json").json()["files"][0]["path"] == "/etc"
+    assert guest.run("find", "*\udcff*").out.endswith(" /home/ada/\\xff\n")
+    monkeypatch.setenv("VMFS_REPOSITORY", str(guest.site.repository))
+    for words in (("--", "-n"), ("--latest", "--", "-n"), ("--name=-n",)):
+        found = call("vmfs", "find", "--json", *guest.site.options(), *words).json()["files"]
+        assert [file["guest_path"] for file in found] == ["/home/ada/-n"]
+    empty = call("vmfs", "find", *guest.site.options(), "")
+    assert (empty.status, empty.out) == (2, "")
+    assert "is no pattern" in empty.err
+
+
+@pytest.mark.skipif(not (shutil.which("mkntfs") and shutil.which("ntfs-3g")), reason="needs ntfs-3g and FUSE")
+def test_drive_letters(tmp_path: Path) -> None:
+    """Capitals and small letters are the same, and the path may be as Windows writes it."""
+    site = Site(tmp_path)
+    site.init()
+    image = tmp_path / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    run("mkntfs", "-q", "-F", image)
+    with mounted_ntfs(image, tmp_path / "mount") as mount:
+        (mount / "Windows/System32").mkdir(parents=True)
+        (mount / "Users/Joe").mkdir(parents=True)
+        (mount / "Users/Joe/Report.TXT").write_text("report")
+    site.ingest("win", f"sda={image}", "--index")
+    for pattern in ("C:/Users/Joe/*.TXT", "c:/users/**/report.*", "C:\\USERS\\joe\\Report.txt"):
+        (found,) = site.vmfs("find", pattern, "--json").json()["files"]
+        assert found["guest_path"] == "C:/Users/Joe/Report.TXT"
+    for path in ("C:/Users/Joe/Report.TXT", "c:\\users\\JOE\\report.txt", "sda:/Users/Joe/Report.TXT"):
+        (version,) = site.vmfs("history", "win", path, "--json").json()["versions"]
+        assert version["sha256"] == sha256(b"report").hexdigest()
 
 
 def test_names_that_play_tricks(guest: Guest) -> None:
@@ -230,7 +424,7 @@ def test_names_that_play_tricks(guest: Guest) -> None:
     found = guest.run("find", "/var/log/*", "--json").json()["files"]
     assert {os.fsencode(file["path"]) for file in found} == {b"/var/log/" + name for name in tricky}
     for name in tricky:
-        versions = guest.run("history", "web01", os.fsdecode(b"/var/log/" + name), "--hash", "--json")
+        versions = guest.run("history", "web01", os.fsdecode(b"/var/log/" + name), "--json")
         (version,) = versions.json()["versions"]
         assert version["sha256"] == sha256(name).hexdigest()
     out = guest.run("find", "/var/log/*").out
@@ -371,7 +565,7 @@ def test_subvolumes_have_the_guests_paths(tmp_path: Path, starts: list[str]) -> 
         ("vdb", "/y.txt", None),
     ]
     assert len(site.vmfs("find", "/home/**/x.txt", "--json").json()["files"]) == 1
-    (version,) = site.vmfs("history", "web01", "/home/ada/x.txt", "--hash", "--json").json()["versions"]
+    (version,) = site.vmfs("history", "web01", "/home/ada/x.txt", "--json").json()["versions"]
     assert version["sha256"] == sha256(b"hi\n").hexdigest()
     assert site.vmfs("history", "web01", "vdb:/y.txt").status == 0
 

@@ -43,7 +43,7 @@ from vmfs.repo import names
 from vmfs.repo.repository import Repository
 from vmfs.store import LocalStore
 
-pytestmark = [needs_fuse, pytest.mark.root]
+pytestmark = [needs_fuse, pytest.mark.root, pytest.mark.usefixtures("measured")]
 
 BLOCK = 4096
 
@@ -172,12 +172,14 @@ def test_a_disk_and_its_volumes_are_one(repository: Repository, tmp_path: Path, 
 
 
 def test_logical_volumes(repository: Repository, tmp_path: Path, scratch: Path) -> None:
-    """One in pieces of two disks is written to through them; one in stripes is read-only."""
+    """One in pieces of two disks is written to through them, and a mirror to all of its legs: a guest may
+    read any. One in stripes is read-only."""
     extent, start, count = 4096, 128, 400
     uuids = [uuid_of(letter) for letter in "ab"]
     text = group_text(
         {"pv0": (uuids[0], start, count), "pv1": (uuids[1], start, count)},
         volume_text("data", [(0, 50, linear("pv0", 7)), (50, 30, linear("pv1", 100))])
+        + volume_text("twice", [(0, 8, 'type = "mirror" mirrors = [ "pv0", 200, "pv1", 300 ]')])
         + volume_text(
             "fast",
             [(0, 4, 'type = "striped" stripe_count = 2 stripe_size = 4 stripes = [ "pv0", 90, "pv1", 9 ]')],
@@ -200,6 +202,12 @@ def test_logical_volumes(repository: Repository, tmp_path: Path, scratch: Path) 
         assert disk_of(mount).read_bytes() == disks[0]
         assert disk_of(mount, "sdb").read_bytes() == disks[1]
         assert get(volume, 50 * extent + 5, 16) == b"through the disk"
+        legs = [start * 512 + 200 * extent, start * 512 + 300 * extent]
+        put(volume_of(mount, "vg-twice"), extent - 3, b"in both", sync=True)
+        for disk, alias, leg in zip(disks, ("sda", "sdb"), legs, strict=True):
+            disk[leg + extent - 3 : leg + extent + 4] = b"in both"
+            assert disk_of(mount, alias).read_bytes() == disk
+        assert get(volume_of(mount, "vg-twice"), extent - 4, 9)[1:-1] == b"in both"
         fast = volume_of(mount, "vg-fast")
         assert errno_of(lambda: os.open(fast, os.O_RDWR)) == errno.EROFS
         assert len(fast.read_bytes()) == 4 * extent

@@ -153,6 +153,28 @@ def test_a_bare_disk_and_one_of_nothing(repository: Repository, tmp_path: Path) 
         assert os.listdir(point / "disks") == ["sda.raw", "sdb.raw"]
 
 
+def test_a_damaged_file_system_is_named_once_and_well(repository: Repository, tmp_path: Path) -> None:
+    """In the mount, where there are many points, and in the commands, where there is one."""
+    need_mkfs("ext4")
+    make_file_system("ext4", tmp_path / "image", fill)
+    content = bytearray((tmp_path / "image").read_bytes())
+    content[1024 + 24 : 1024 + 28] = b"\xff" * 4
+    point = add_point(repository, {"sda": bytes(content)})
+    with mounted(repository, tmp_path / "mnt") as mount:
+        with pytest.raises(OSError, match="Input/output error"):
+            os.listdir(mount.path / "web" / "latest" / "files" / "sda")
+        lines = [line for line in mount.log.splitlines() if "sda" in line]
+        assert lines
+        assert all(f"volume sda of point {point.id}: " in line for line in lines)
+        assert all(line.count("sda") == 1 for line in lines), lines
+    shown = run(*command(repository, "show", repository.store.url, "web@latest")).stdout.splitlines()
+    (said,) = [line for line in shown if line.startswith("sda: ")]
+    assert "volume sda" not in said
+    listed = run(*command(repository, "ls", repository.store.url, "web@latest", "/")).stderr
+    assert "volume sda: " in listed
+    assert "sda: volume sda" not in listed
+
+
 @pytest.mark.slow
 def test_all_that_a_kernel_made_on_two_disks(
     guest_image: GuestImage, repository: Repository, tmp_path: Path

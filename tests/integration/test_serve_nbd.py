@@ -214,6 +214,14 @@ def test_what_cannot_be_is_said_in_a_line(site: Site, argv: list[str], said: str
     assert done.err.count("\n") == 1
 
 
+def test_all_that_nbdkit_says_of_why_it_does_not_start_is_passed_on(site: Site, tmp_path: Path) -> None:
+    words = ("--listen", "localhost", "--tls-certificates", tmp_path)
+    done = site.vmfs("serve nbd", "web@latest:system", *words)
+    assert done.status == 1
+    assert "nbdkit did not start: --tls=require but could not load TLS certificates" in done.err
+    assert done.err.count("\n") == 1
+
+
 def test_a_missing_nbdkit_is_named(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     done = site.vmfs("serve nbd", "web@latest:system")

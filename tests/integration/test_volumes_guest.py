@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from itertools import chain, combinations
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from volume_helpers import FileDisk, sha256
 
 from vmfs.volumes.files.client import open_filesystem
 from vmfs.volumes.layout import FoundVolume, Layout, PointDisk, find_volumes
+from vmfs.volumes.lvm import assembly
+from vmfs.volumes.lvm.mapping import Mapper
+from vmfs.volumes.pieces import LaidSpace
 
 pytest_plugins = "granular_fixtures"
 pytestmark = pytest.mark.slow
@@ -71,24 +75,23 @@ def test_pieces_lead_to_the_same_bytes(guest_image: GuestImage, opened: ExitStac
     layout = look(guest_image.disks, opened)
     disks = [opened.enter_context(closing(FileDisk(path))) for path in guest_image.disks]
     plain = {
-        "vg-one-lin": 1,
-        "vg-one-multi": 3,
-        "vg-one-r1": 1,
-        "md-row": 2,
-        "vg-two-inner": 1,
-        "vg-one-disk-p2": 1,
+        "vg-one-lin": [1],
+        "vg-one-multi": [3],
+        "vg-one-r1": [1, 1],
+        "md-row": [2],
+        "vg-two-inner": [1, 1],
+        "vg-one-disk-p2": [1],
     }
     for volume in layout.volumes:
-        pieces = volume.space.pieces()
+        copies = volume.space.copies()
         if volume.name in plain:
-            assert pieces is not None
-            assert len(pieces) == plain[volume.name]
-        for piece in pieces or ():
+            assert [len(pieces) for pieces in copies] == plain[volume.name]
+        for piece in chain.from_iterable(copies):
             assert volume.space.read(piece.start, piece.length) == disks[piece.disk].read(
                 piece.offset, piece.length
             )
     assert all(
-        volume.space.pieces() is None
+        volume.space.copies() == ()
         for volume in layout.volumes
         if volume.name in ("vg-one-r5", "vg-one-thin1")
     )
@@ -106,13 +109,15 @@ def test_probed_as_blkid_says(guest_image: GuestImage, opened: ExitStack) -> Non
 
 
 def test_one_disk_alone(guest_image: GuestImage, opened: ExitStack) -> None:
-    """Volumes that lie wholly on it are there, mirrors too; of the others it is said what they lack."""
+    """Volumes that lie wholly on it are there, mirrors too, and what can be computed from parity; of the
+    others it is said what they lack."""
     layout = look(guest_image.disks[:1], opened)
     volumes = {seen_as(volume): volume for volume in layout.volumes if volume.kind != "partition"}
-    # Arrays with a member on the other disk are left out unless they are mirrors, and so is what lies on it.
     names = ["lin", "gap", "str2", "str3", "mir", "r1", "r0", "r0m", "r10", "r4", "disk", "snapped", "snap"]
+    names += ["r5", "r5la", "r5ra", "r5rs", "r5n", "r6", "r6nr", "r6nc", "r6n_6", "r6ls_6", "r6ra_6"]
     # LVM keeps a pool's metadata away from its data, here on the second disk.
-    expected = {f"vg-one/{name}" for name in names} | {"vg-two/inner", "md/mirror", "md/near", "md/0.90"}
+    arrays = {"vg-two/inner", "md/mirror", "md/near", "md/five", "md/0.90"}
+    expected = {f"vg-one/{name}" for name in names} | arrays
     assert set(volumes) == expected
     # The leg that this array lost: alone, it cannot know.
     del volumes["md/0.90"]
@@ -120,10 +125,37 @@ def test_one_disk_alone(guest_image: GuestImage, opened: ExitStack) -> None:
         name: guest_image.volumes[name] for name in volumes
     }
     said = "\n".join(layout.warnings)
-    for name in ("multi", "r5", "r6nr", "thin1", "thinsnap"):
+    for name in ("multi", "thin1", "thinsnap"):
         assert f"volume group vg-one: volume {name} is left out: its physical volume" in said
-    for name in ("zones", "row", "five", "old", "far", "offset"):
+    for name in ("zones", "row", "old", "far", "offset"):
         assert f"array md-{name} is left out: " in said
+    assert "volume group vg-one: volume r6: 2 of its 5 members are missing or out of date; what they" in said
+    assert "array md-five: 1 of its 3 members are missing or out of date; what they held is" in said
+
+
+@pytest.mark.parametrize("lost", [*((n,) for n in range(5)), *combinations(range(5), 2)])
+def test_whatever_members_are_lost_their_content_is_computed(
+    guest_image: GuestImage, opened: ExitStack, monkeypatch: pytest.MonkeyPatch, lost: Sequence[int]
+) -> None:
+    """From the parity that the kernel has written, in every layout."""
+
+    class Losing(Mapper):
+        def _drop_stale(self, columns: list[LaidSpace | None], metas: list[str]) -> None:
+            for number in lost:
+                if number < len(columns):
+                    columns[number] = None
+
+    monkeypatch.setattr(assembly, "Mapper", Losing)
+    found = {
+        volume.logical: sha256(volume.space)
+        for volume in look(guest_image.disks, opened).volumes
+        if volume.logical and volume.logical.startswith(("r4", "r5", "r6"))
+    }
+    # Six are RAID 6; of the others, RAID 4 has three members, and RAID 5 four.
+    assert sum(name.startswith("r6") for name in found) == 6
+    for name, members in (("r4", 3), ("r5", 4), ("r5la", 4), ("r5ra", 4), ("r5rs", 4), ("r5n", 4)):
+        assert (name in found) is (sum(number < members for number in lost) < 2)
+    assert found == {name: guest_image.volumes[f"vg-one/{name}"] for name in found}
 
 
 def test_the_other_disk_alone(guest_image: GuestImage, opened: ExitStack) -> None:

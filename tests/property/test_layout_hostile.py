@@ -7,7 +7,7 @@ import random
 import re
 import struct
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 
 import google_crc32c
 import pytest
@@ -156,7 +156,7 @@ def look(disks: list[bytearray]) -> Layout:
             assert end <= space.size
         except IntegrityError:
             pass
-        for piece in space.pieces() or ():
+        for piece in chain.from_iterable(space.copies()):
             assert 0 <= piece.offset < piece.offset + piece.length <= spaces[piece.disk].size
         for ground in space.footprint():
             assert 0 <= ground.offset < ground.offset + ground.length <= spaces[ground.disk].size

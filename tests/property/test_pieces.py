@@ -7,11 +7,12 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmfs.errors import IntegrityError
 from vmfs.volumes import raid
+from vmfs.volumes.damage import Unmappable
 from vmfs.volumes.pieces import Joined, LaidSpace, Mirror, Part, WholeDisk, Zeros
 from vmfs.volumes.remapped import Remapped, Run
 
@@ -64,8 +65,7 @@ def check(
             assert not (zero and any(expected[start : start + size]))
             where = start + size
         assert where == max(min(offset, space.size), min(offset + length, space.size))
-    pieces = space.pieces()
-    if pieces is not None:
+    for pieces in space.copies():
         assert b"".join(disks[p.disk].read(p.offset, p.length) for p in pieces) == expected
         assert [p.start for p in pieces] == [0, *itertools.accumulate(p.length for p in pieces)][:-1]
 
@@ -162,6 +162,72 @@ def test_parity(
     check(raid.parity(columns, CHUNK, level, layout), expected, ranges, columns)
 
 
+DOUBLED = bytes(value << 1 & 0xFF ^ (0x1D if value >> 7 else 0) for value in range(256))
+"""Of each byte, in the field of Linux's RAID 6."""
+
+
+def added(one: bytes, other: bytes) -> bytes:
+    return (int.from_bytes(one) ^ int.from_bytes(other)).to_bytes(len(one))
+
+
+def with_parity(level: int, layout: int, columns: Sequence[bytearray]) -> None:
+    """Write P and Q, as lib/raid6/int.uc of Linux makes them: from the last disk of data to the first,
+    doubled each time. The disks are counted from behind Q on, or, in the layouts of DDF, with P and Q among
+    them."""
+    count = len(columns)
+    rows = len(columns[0]) // CHUNK
+    of_row: dict[int, set[int]] = {}
+    for column, row in md_writes(level, layout, count, rows).values():
+        of_row.setdefault(row, set()).add(column)
+    for row, data in of_row.items():
+        p, q = parity_places(level, layout, count, row)
+        part = slice(row * CHUNK, (row + 1) * CHUNK)
+        p_sum, q_sum = bytes(CHUNK), bytes(CHUNK)
+        begin = 0 if layout in (8, 9, 10) or q == count - 1 else (q or 0) + 1
+        for column in reversed([(begin + step) % count for step in range(count)]):
+            content = columns[column][part] if column in data else bytes(CHUNK)
+            p_sum = added(p_sum, content)
+            if column in data or layout in (8, 9, 10):
+                q_sum = added(q_sum.translate(DOUBLED), content)
+        columns[p][part] = p_sum
+        if q is not None:
+            columns[q][part] = q_sum
+
+
+def parity_places(level: int, layout: int, count: int, row: int) -> tuple[int, int | None]:
+    data = {column for column, at in md_writes(level, layout, count, row + 1).values() if at == row}
+    rest = set(range(count)) - data
+    if level != 6:
+        return rest.pop(), None
+    if layout >= 16:
+        return min(rest), count - 1
+    step = -1 if layout == 10 else 1
+    (p,) = [column for column in rest if (column + step) % count in rest]
+    return p, (p + step) % count
+
+
+@pytest.mark.parametrize(("level", "layout"), [(4, 0), *LEVELS])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), count=st.integers(4, 6), rows=st.integers(1, 7), ranges=RANGES)
+def test_lost_columns_are_computed(
+    data: st.DataObject, count: int, rows: int, ranges: list[tuple[int, int]], level: int, layout: int
+) -> None:
+    written = 5 if level == 4 else layout
+    raw = [bytearray(data.draw(disks(rows * CHUNK, number)).read(0, rows * CHUNK)) for number in range(count)]
+    with_parity(level, written, raw)
+    columns = [WholeDisk(Disk(bytes(one)), number) for number, one in enumerate(raw)]
+    places = md_writes(level, written, count, rows)
+    expected = b"".join(columns[places[n][0]].read(places[n][1] * CHUNK, CHUNK) for n in range(len(places)))
+    most = 2 if level == 6 else 1
+    lost = data.draw(st.sets(st.integers(0, count - 1), min_size=1, max_size=most))
+    left = [None if number in lost else column for number, column in enumerate(columns)]
+    space = raid.parity(left, CHUNK, level, layout)
+    check(space, expected, ranges, columns)
+    assert {ground.disk for ground in space.footprint()} == set(range(count)) - lost
+    with pytest.raises(Unmappable, match=f"{most + 1} of its {count} members"):
+        raid.parity([None] * (most + 1) + columns[most + 1 :], CHUNK, level, layout)
+
+
 @given(st.data(), st.integers(1, 6), st.integers(1, 3), st.integers(1, 8), RANGES)
 def test_near_copies(
     data: st.DataObject, count: int, copies: int, rows: int, ranges: list[tuple[int, int]]
@@ -233,6 +299,35 @@ def test_mirror_reads_on_from_another_leg() -> None:
     assert {ground.disk for ground in space.footprint()} == {0, 1}
     with pytest.raises(IntegrityError):
         Mirror([WholeDisk(Broken(bytes(1024)), 0)] * 2).read(0, 1)
+
+
+@given(st.data(), RANGES)
+def test_mirrors_of_parts_beside_what_is_there_once(
+    data: st.DataObject, ranges: list[tuple[int, int]]
+) -> None:
+    """Legs may be cut in other places than each other; what is no mirror is in all copies."""
+    single = data.draw(disks(1024))
+    content = data.draw(disks(2048, 1)).read(0, 2048)
+    cuts = [sorted(data.draw(st.sets(st.integers(1, 2047), max_size=3))) for _ in range(2)]
+    # Each leg's parts lie on its disk in the order from its end.
+    both = [single]
+    legs = []
+    for number, places in enumerate(cuts, 1):
+        bounds = list(itertools.pairwise((0, *places, 2048)))
+        disk = WholeDisk(Disk(b"".join(content[low:high] for low, high in reversed(bounds))), number)
+        both.append(disk)
+        legs.append(Joined([Part(disk, 2048 - high, high - low) for low, high in bounds]))
+    start = data.draw(st.integers(0, 2000))
+    whole = Joined([single, Part(Mirror(legs), start, 2048 - start)])
+    expected = single.read(0, 1024) + content[start:]
+    check(whole, expected, ranges, both)
+    assert len(whole.copies()) == 2
+    assert {ground.disk for ground in Part(whole, 1024, 48).footprint()} == {1, 2}
+
+
+def test_mirror_with_a_leg_in_stripes_has_no_pieces() -> None:
+    disks = [WholeDisk(Disk(bytes(2 * CHUNK)), number) for number in range(3)]
+    assert Mirror([Joined(disks[:1]), raid.striped(disks[1:], CHUNK)]).copies() == ()
 
 
 def test_holes_of_huge_stripes_are_found_without_walking_the_chunks() -> None:

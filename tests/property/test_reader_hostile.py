@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from hostile_helpers import fill_small, forge_btrfs, forge_xfs, metadata_of, mutants, survive
-from kernel_tree_helpers import kernel_mount, make_file_system, need_mkfs
-from mount_helpers import MIB
+from kernel_tree_helpers import format_image, kernel_mount, make_file_system, need_mkfs
 
 from vmfs.volumes.files.worker.btrfs import BtrfsReader
 from vmfs.volumes.files.worker.xfs import XfsReader
@@ -42,11 +41,7 @@ def test_xfs_of_version_4(tmp_path: Path) -> None:
     for count in (3, 40, 300):
         listing += [f"directory{count} d--755 0 0", *(f"{'n' * 40}{n} p--600 0 0" for n in range(count)), "$"]
     (tmp_path / "list").write_text("\n".join([*listing, "$", ""]))
-    with image.open("wb") as file:
-        file.truncate(64 * MIB)
-    command = ["mkfs.xfs", "-q", "-f", "-m", "crc=0", "-p", tmp_path / "list", image]
-    environment = {**os.environ, "TEST_DIR": "1", "TEST_DEV": "1", "QA_CHECK_FS": "1"}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    format_image("xfs", image, None, "-m", "crc=0", "-p", tmp_path / "list")
     base = image.read_bytes()
     places = metadata_of(XfsReader, base)
     opened, refused = survive(XfsReader, mutants(base, places, IMAGES // 4, lambda piece: None, seed=2))

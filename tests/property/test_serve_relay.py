@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from vmfs.errors import IntegrityError
 from vmfs.serve import plugin
+from vmfs.serve.nbdkit import Address
 from vmfs.serve.relay import Export, Relay
 
 CHUNK = 4096
@@ -140,3 +144,35 @@ def test_exports_are_listed_and_an_unknown_one_is_refused(opened: plugin.Disk) -
     assert listed == [["a disk", "text"]]
     with pytest.raises((OSError, ModuleNotFoundError)):
         plugin.Disk("another")
+
+
+def test_who_connects_when_no_more_files_can_be_open_is_served_later(
+    disk: MemoryDisk, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Relay([Export(name="a disk", description="text", disk=disk)], tmp_path / "relay"):
+        links = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(3)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (links[0].fileno(), hard))
+        try:
+            for link in links:
+                link.settimeout(20)
+                link.connect(str(tmp_path / "relay"))
+            time.sleep(0.2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for link in links:
+            link.sendall(plugin.REQUEST.pack(plugin.LIST, 0, 0))
+            failed, length, _ = plugin.PART.unpack(link.recv(plugin.PART.size, socket.MSG_WAITALL))
+            assert (failed, json.loads(link.recv(length, socket.MSG_WAITALL))) == (0, [["a disk", "text"]])
+            link.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        *((host, True) for host in ("localhost", "127.0.0.1", "127.3.2.1", "::1")),
+        *((host, False) for host in ("0.0.0.0", "::", "192.0.2.7", "127.example.com", "web1")),
+    ],
+)
+def test_which_addresses_only_this_machine_reaches(host: str, local: bool) -> None:
+    assert Address(host=host).is_local is local

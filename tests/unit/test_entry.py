@@ -17,6 +17,7 @@ import pytest
 
 from vmfs.cli import common
 from vmfs.cli.entry import Program, Terminated, one_line
+from vmfs.cli.main import PROGRAM as VMFS
 from vmfs.errors import IntegrityError, UsageError, VmfsError
 
 Run = Callable[[argparse.Namespace], int]
@@ -97,6 +98,43 @@ def test_options_may_stand_between_positional_arguments(program: Callable[[Run],
     ):
         assert program(run).main(["do", *argv]) == 0
         assert (seen[-1].repo, seen[-1].items, seen[-1].flag) == ("r", ["a", "b"], "f")
+
+
+def test_what_follows_two_dashes_is_no_option(
+    program: Callable[[Run], Program], capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[argparse.Namespace] = []
+
+    def run(args: argparse.Namespace) -> int:
+        seen.append(args)
+        return 0
+
+    for argv, expected in (
+        (["--", "-r", "-a", "--"], ("-r", ["-a", "--"], None)),
+        (["--flag", "f", "--", "-r", "a"], ("-r", ["a"], "f")),
+        (["r", "--", "-a", "--flag"], ("r", ["-a", "--flag"], None)),
+        (["r", "a", "--flag", "f", "--"], ("r", ["a"], "f")),
+    ):
+        assert program(run).main(["do", *argv]) == 0
+        assert (seen[-1].repo, seen[-1].items, seen[-1].flag) == expected
+    with pytest.raises(SystemExit):
+        VMFS.main(["points", "--", "r", "-x"])
+    assert "unrecognized arguments: -x;" in capsys.readouterr().err
+
+
+def test_an_interruption_while_a_command_is_imported(
+    program: Callable[[Run], Program],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = program(raising(AssertionError()))
+
+    def register(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["command_do"], "register", register)
+    assert made.main(["do", "r"]) == 130
+    assert capsys.readouterr().err == "prog: interrupted\n"
 
 
 @pytest.mark.parametrize("argv", [[], ["nothing"], ["do"], ["do", "r", "--wrong"], ["do", "r", "--fl\nag"]])

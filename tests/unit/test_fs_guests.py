@@ -142,7 +142,7 @@ def test_pieces_are_read_as_one(sizes: Sequence[int], offset: int, length: int) 
 class Forged:
     """A file system whose worker is not to be trusted."""
 
-    name = "volume x"
+    name = "x"
 
     def __init__(self, names: Sequence[bytes]) -> None:
         self._names = names

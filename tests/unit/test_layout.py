@@ -62,7 +62,7 @@ def test_disks_with_and_without_tables() -> None:
     assert [table.scheme for table in layout.tables] == ["mbr", "none", "none", "none"]
     first = layout.volumes[0]
     assert first.partition == layout.tables[0].volumes[0]
-    assert first.space.pieces() == ((0, 200 * 512, 0, 64 * 512),)
+    assert first.space.copies() == (((0, 200 * 512, 0, 64 * 512),),)
 
 
 @pytest.mark.parametrize("error", [IntegrityError("damaged"), StoreError("away")])
@@ -82,6 +82,8 @@ def test_partition_that_cannot_be_read_is_there_all_the_same() -> None:
     )
     assert [(volume.key, volume.content) for volume in layout.volumes] == [("0/p1", None)]
     assert layout.warnings == ("volume bad-p1: what it holds cannot be read: damaged",)
+    assert [str(volume.problem) for volume in layout.volumes] == ["damaged"]
+    assert list(map(str, layout.problems)) == ["damaged"]
 
 
 def test_metadata_that_cannot_be_read() -> None:
@@ -98,6 +100,7 @@ def test_metadata_that_cannot_be_read() -> None:
     layout = find_volumes([disk("bad", Gap(bytes(data)))])
     assert [volume.key for volume in layout.volumes] == ["0"]
     assert layout.warnings == ("volume bad: its metadata cannot be read: damaged",)
+    assert [str(volume.problem) for volume in layout.volumes] == ["damaged"]
 
 
 def test_names_are_file_names_and_unlike_each_other() -> None:

@@ -84,9 +84,8 @@ def test_segments_over_two_disks() -> None:
     assert volume.key == f"lvm/{dashed(uuid_of('g'))}/{volume.key.rsplit('/')[-1]}"
     assert volume.members == ("0", "1")
     at = START * SECTOR
-    assert volume.space.pieces() == (
-        (0, 5 * EXTENT, 0, at + 7 * EXTENT),
-        (5 * EXTENT, 3 * EXTENT, 1, at + 100 * EXTENT),
+    assert volume.space.copies() == (
+        ((0, 5 * EXTENT, 0, at + 7 * EXTENT), (5 * EXTENT, 3 * EXTENT, 1, at + 100 * EXTENT)),
     )
     assert [tuple(ground) for ground in volume.space.footprint()] == [
         (0, at + 7 * EXTENT, 5 * EXTENT),
@@ -111,7 +110,7 @@ def test_stripes() -> None:
         part for at in range(0, len(first), 2048) for part in (first[at : at + 2048], second[at : at + 2048])
     ]
     assert group.bytes_of("s") == b"".join(chunks)
-    assert group.volume("s").space.pieces() is None
+    assert group.volume("s").space.copies() == ()
 
 
 RAID = 'device_count = 2 region_size = 1024 raids = [ "r_rmeta_0", "r_rimage_0", "r_rmeta_1", "r_rimage_1" ]'
@@ -152,6 +151,41 @@ def test_mirror_with_one_disk_missing() -> None:
     group = Group(volume_text("r", [(0, 3, f'type = "raid1" {RAID}')]) + raid_parts())
     volumes = by_name(find([bytes(group.disks[1])]))
     assert volumes["vg-r"].space.read(0, 1 << 20) == group.extents(1, 51, 3)
+
+
+def test_raid_with_one_disk_missing() -> None:
+    """Two members are as much as one and its parity. That the parity is in sync cannot be told."""
+    group = Group(volume_text("r", [(0, 3, f'type = "raid5_n" stripe_size = 8 {RAID}')]) + raid_parts())
+    group.put(1, 51, group.extents(0, 51, 3))
+    layout = find([bytes(group.disks[1])])
+    assert by_name(layout)["vg-r"].space.read(0, 1 << 20) == group.extents(0, 51, 3)
+    assert any(
+        "volume r: 1 of its 2 members are missing or out of date; what" in text for text in layout.warnings
+    )
+    stripes = Group(volume_text("r", [(0, 6, f'type = "raid0_meta" stripe_size = 8 {RAID}')]) + raid_parts())
+    said = "\n".join(find([bytes(stripes.disks[1])]).warnings)
+    assert "volume r is left out: its physical volume pv0" in said
+
+
+@pytest.mark.parametrize("mode", ["writethrough", "passthrough", "writeback", None])
+@pytest.mark.parametrize("pool", [True, False])
+def test_what_is_cached_is_read_where_the_cache_holds_nothing_of_its_own(
+    mode: str | None, pool: bool
+) -> None:
+    said = f'cache_mode = "{mode}"' if mode else ""
+    kind = 'type = "cache" ' if pool else f'type = "cache+CACHE_USES_CACHEVOL" {said} '
+    fast = f'type = "cache-pool" data = "d" metadata = "m" {said}' if pool else linear("pv1", 9)
+    group = Group(
+        volume_text("data", [(0, 4, kind + 'cache_pool = "fast" origin = "data_corig"')])
+        + volume_text("data_corig", [(0, 4, linear("pv0", 30))], visible=False, number=1)
+        + volume_text("fast", [(0, 4, fast)], visible=False, number=2)
+    )
+    if mode in ("writethrough", "passthrough"):
+        assert group.bytes_of("data") == group.extents(0, 30, 4)
+        assert group.layout().warnings == ()
+    else:
+        assert set(by_name(group.layout())) == {"x", "y"}
+        assert "the newest data may be there" in group.layout().warnings[0]
 
 
 def test_missing_disk_takes_only_its_volumes() -> None:
@@ -331,6 +365,8 @@ def test_snapshot_being_merged() -> None:
     group = snapshot_group(snapshot_store(20 * EXTENT, EXTENT, {3: b"3" * EXTENT}), "merging_store")
     assert group.bytes_of("origin")[3 * EXTENT : 4 * EXTENT] == b"3" * EXTENT
     assert "vg-kept" not in by_name(group.layout())
+    (warning,) = group.layout().warnings
+    assert warning.startswith("volume group vg: volume origin: kept is being merged into it")
 
 
 def test_snapshot_that_ran_full() -> None:
@@ -425,7 +461,7 @@ def test_table_in_a_logical_volume_and_group_on_a_logical_volume() -> None:
     assert part.space.read(0, 80 * SECTOR) == group.content[0][8 * SECTOR : 88 * SECTOR]
     deep = volumes["inner-deep"]
     assert deep.members == (volumes["vg-nested"].key,)
-    assert deep.space.pieces() == ((0, 3 * EXTENT, 1, 2 * START * SECTOR + 2 * EXTENT),)
+    assert deep.space.copies() == (((0, 3 * EXTENT, 1, 2 * START * SECTOR + 2 * EXTENT),),)
 
 
 def test_few_reads_for_many_volumes() -> None:

@@ -147,6 +147,12 @@ def test_a_view_of_another_state(repository: Repository, tmp_path: Path) -> None
             open_view(repository, repository.id, scratch, "x"),
         ):
             pass
+    # A copy that somebody made to be safe is none of ours.
+    (scratch / "kept-x" / f"{point.id}-0 (copy).map").write_bytes(
+        (scratch / "kept-x" / f"{point.id}-0.map").read_bytes()
+    )
+    with open_view(repository, repository.id, scratch, "x") as view:
+        assert list(view._disks) == [(point.id, 0)]
     (scratch / "kept-x" / f"{point.id}-0.map").write_bytes(b"\0" * 5000)
     with pytest.raises(IntegrityError, match="kept-x"), open_view(repository, repository.id, scratch, "x"):
         pass

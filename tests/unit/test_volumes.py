@@ -198,6 +198,18 @@ def test_mbr_with_logical_partitions(tmp_path: Path) -> None:
 
 
 @needs_tools
+def test_garbage_in_a_chain_of_logical_partitions(tmp_path: Path) -> None:
+    """As Linux takes it: what some programs left in the two slots that are not used, and in the status."""
+    path = make(tmp_path / "disk", LOGICAL)
+    plain = table_of(path)
+    data = bytearray(path.read_bytes())
+    record = (plain.volumes[2].start // 512 - 2048) * 512
+    struct.pack_into("<B3sB3sII", data, record + 446 + 32, 0x20, b"RAN", 0x44, b"DOM", 0x20202020, 0x30303030)
+    data[record + 446] = 0x11
+    assert parse_bytes(bytes(data)) == plain
+
+
+@needs_tools
 def test_4096_byte_blocks(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(64 * MIB))

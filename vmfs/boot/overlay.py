@@ -7,12 +7,12 @@ import json
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from vmfs.errors import UsageError, VmfsError
+from vmfs.serve.folder import private_folder
 
 _FACTS = "boot.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z")
@@ -22,12 +22,15 @@ def open_folder(scratch: Path, name: str | None, point: str, stack: ExitStack) -
     """A directory for the overlays: a new one that is removed with the stack, or the kept one of that name,
     made if it is not there. Raises UsageError when that is another point's, or in use."""
     if name is None:
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vmfs-boot-", dir=scratch)))
+        return stack.enter_context(private_folder("vmfs-boot-", scratch))
     if not _NAME.match(name):
         raise UsageError(f"{name!r} is no name for --keep; use letters, digits, '.', '-' and '_'")
     folder = scratch / name
-    folder.mkdir(mode=0o700, exist_ok=True)
-    lock = stack.enter_context((folder / ".lock").open("w"))
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        lock = stack.enter_context((folder / ".lock").open("w"))
+    except OSError as error:
+        raise UsageError(f"{folder}: {os.strerror(error.errno or 0)}; choose another --keep") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

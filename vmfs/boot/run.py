@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from vmfs.boot.command import BootDisk, Guest, qemu_command
 from vmfs.boot.console import Console
@@ -21,6 +21,7 @@ from vmfs.boot.overlay import make_overlay
 from vmfs.boot.qmp import Monitor
 from vmfs.errors import VmfsError
 from vmfs.format.manifest import Disk
+from vmfs.serve.folder import private_folder
 from vmfs.serve.nbdkit import Address, Server
 from vmfs.serve.relay import Export
 
@@ -45,6 +46,15 @@ class Check:
     console: str
 
 
+class VmDisk(NamedTuple):
+    """A disk and the bus that it is attached to. `number` is its place in the restore point, by which its
+    overlay is found again."""
+
+    number: int
+    disk: Disk
+    bus: str
+
+
 class Vm:
     """qemu over the disks of a point, between `__enter__` and `__exit__`, which leave no process and no
     socket.
@@ -58,12 +68,12 @@ class Vm:
         qemu: str,
         guest: Guest,
         exports: Sequence[Export],
-        disks: Sequence[tuple[Disk, str]],
+        disks: Sequence[VmDisk],
         folder: Path,
         *,
         terminal: bool,
     ) -> None:
-        """`disks` and their buses, in the order to boot from; `exports` are the same disks."""
+        """`disks` are in the order to boot from, `exports` the same ones."""
         self._qemu = qemu
         self._guest = guest
         self._exports = exports
@@ -74,8 +84,7 @@ class Vm:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="vmfs-boot-"))
-            sockets = Path(name)
+            sockets = stack.enter_context(private_folder("vmfs-boot-"))
             server = stack.enter_context(Server(self._exports, Address(path=sockets / "nbd")))
             assert server.address.path is not None  # noqa: S101 - given above
             disks = [
@@ -87,7 +96,7 @@ class Vm:
                     serial=_serial(disk.id),
                     sector=disk.block_size,
                 )
-                for number, (export, (disk, bus)) in enumerate(zip(self._exports, self._disks, strict=True))
+                for export, (number, disk, bus) in zip(self._exports, self._disks, strict=True)
             ]
             self._monitor = sockets / "qmp"
             serial = ["-serial", "mon:stdio"]

@@ -19,7 +19,7 @@ from vmfs.boot.accel import Accel, kvm_works
 from vmfs.boot.command import BUSES, Guest, find_qemu, known_bus
 from vmfs.boot.machine import Attached, Machine, read_machine
 from vmfs.boot.overlay import open_folder, written
-from vmfs.boot.run import Check, Vm
+from vmfs.boot.run import Check, Vm, VmDisk
 from vmfs.cli import common
 from vmfs.cli.serve import exports, find_disks, hold_lease, scratch_directory
 from vmfs.cli.tables import printable
@@ -124,8 +124,15 @@ def run(args: argparse.Namespace) -> int:
         guest = _guest(args, point, machine, _accel(args, qemu))
         folder = open_folder(scratch, args.keep, point.id, stack)
         disks = _in_order(disks, machine)
-        buses = [(disk, args.bus or known_bus(disk.bus or _attached(machine, disk).bus)) for disk in disks]
-        vm = Vm(qemu, guest, exports(repository, point, disks), buses, folder, terminal=pattern is None)
+        attached = [
+            VmDisk(
+                point.manifest.disks.index(disk),
+                disk,
+                args.bus or known_bus(disk.bus or _attached(machine, disk).bus),
+            )
+            for disk in disks
+        ]
+        vm = Vm(qemu, guest, exports(repository, point, disks), attached, folder, terminal=pattern is None)
         if pattern is None:
             if not args.quiet:
                 print(f"Starting {_described(point, guest)}; Ctrl-A X ends it.", file=sys.stderr)

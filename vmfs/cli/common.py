@@ -63,7 +63,8 @@ def add_repository_command(
 def take_repository(args: argparse.Namespace, rest: list[str]) -> list[str]:
     """The positional arguments after REPO, where REPO may have been left out because the environment or the
     configuration names it: then what argparse took for REPO is the first of them."""
-    if args.repository and not names_repository(args.repository) and default_repository():
+    # An empty one is an argument all the same: a shell's variable that is not set.
+    if args.repository is not None and not names_repository(args.repository) and default_repository():
         rest = [args.repository, *rest]
         args.repository = None
     return rest

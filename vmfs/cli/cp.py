@@ -6,10 +6,12 @@ import argparse
 import logging
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from vmfs.cli import common
-from vmfs.cli.guest_arguments import Problems, add_guest_command, point_and_guest, take_words
+from vmfs.cli.export import outside
+from vmfs.cli.guest_arguments import Problems, add_guest_command, load_points, open_guest, take_words
 from vmfs.cli.progress import ProgressBars
 from vmfs.cli.tables import count
 from vmfs.errors import UsageError, VmfsError
@@ -48,14 +50,19 @@ def run(args: argparse.Namespace) -> int:
         args, "cp", 3, None, "a restore point, paths in it and a place to copy to"
     )
     directory, new_name = _target(target, several=len(places) > 1)
-    top = open_directory(directory)
-    try:
-        problems = Problems()
-        with point_and_guest(args, spec) as (_, guest):
-            chosen = _choose(guest, places, new_name, args, problems)
-            done = _copy(chosen, top, args, problems)
-    finally:
-        os.close(top)
+    problems = Problems()
+    with common.open_repository(args) as repository:
+        outside(Path(directory), repository)
+        (point,) = load_points(args, repository, [spec])
+        top = open_directory(directory)
+        try:
+            with open_guest(repository, point) as guest:
+                chosen = _choose(guest, places, new_name, args, problems)
+                if new_name and target.endswith("/") and not all(file.is_directory for _, file, _ in chosen):
+                    raise UsageError(f"{target} is no directory; make it first")
+                done = _copy(chosen, top, args, problems)
+        finally:
+            os.close(top)
     _report(done, problems, target, args)
     return problems.status
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from vmfs.cli import common
@@ -27,7 +30,10 @@ from vmfs.repo.repository import Point, Repository
 from vmfs.volumes.files.client import GuestError
 from vmfs.volumes.guest import Guest
 from vmfs.volumes.layout import FoundVolume, Layout, find_volumes
+from vmfs.volumes.pieces import Ground, LaidSpace, Piece
 from vmfs.volumes.tree import File
+
+log = logging.getLogger(__name__)
 
 _MARKS = {"added": "+", "removed": "-", "changed": "~"}
 
@@ -46,8 +52,8 @@ class DiskChange(NamedTuple):
 
 
 class VolumeChange(NamedTuple):
-    """A volume at both points; `changed` bytes of what it lies on, all of it if it lies elsewhere now.
-    `volume` is the newer."""
+    """A volume at both points; `changed` bytes of what it lies on, all of it if it lies elsewhere now. Where
+    that is more than the volume, as of a thin pool, it is at most the volume. `volume` is the newer."""
 
     volume: FoundVolume
     before: FoundVolume | None
@@ -90,6 +96,9 @@ def run(args: argparse.Namespace) -> int:
             return _files(repository, before, after, disks, words[2] if len(words) > 2 else None, args)
         if args.volumes:
             layouts = [find_volumes(point_disks(repository, point)) for point in (before, after)]
+            for point, layout in zip((before, after), layouts, strict=True):
+                for text in layout.warnings:
+                    log.warning("%s: %s", point.id, text)
             _print_volumes(compare_volumes(layouts, before, after, disks), before, after, args)
         else:
             _print_disks(disks, before, after, args)
@@ -100,44 +109,56 @@ def compare_disks(repository: Repository, before: Point, after: Point) -> list[D
     """The disks of both points, matched by id, else by alias."""
     chunk_size = repository.blobs.chunk_size
     old = list(before.manifest.disks)
-    pairs: list[tuple[str, Disk | None, Disk | None]] = []
-    for disk in after.manifest.disks:
-        match = next((item for item in old if item.id == disk.id), None)
-        match = match or next((item for item in old if item.alias == disk.alias), None)
-        if match is not None:
-            old.remove(match)
-        pairs.append((disk.alias, match, disk))
-    pairs += [(disk.alias, disk, None) for disk in old]
+    matches: dict[str, Disk] = {}
+    # All by their ids first: an alias may be another disk's now.
+    for name in (attrgetter("id"), attrgetter("alias")):
+        for disk in after.manifest.disks:
+            match = next((item for item in old if name(item) == name(disk)), None)
+            if match is not None and disk.alias not in matches:
+                old.remove(match)
+                matches[disk.alias] = match
+    pairs = [(disk.alias, matches.get(disk.alias), disk) for disk in after.manifest.disks]
     return [
         DiskChange(alias, one, other, changed_ranges(repository.blobs.node, one, other, chunk_size))
-        for alias, one, other in pairs
+        for alias, one, other in [*pairs, *((disk.alias, disk, None) for disk in old)]
     ]
 
 
 def compare_volumes(
     layouts: Sequence[Layout], before: Point, after: Point, disks: Sequence[DiskChange]
 ) -> list[VolumeChange]:
-    old = {volume.key: volume for volume in layouts[0].volumes}
     numbers = [
         {id(disk): number for number, disk in enumerate(point.manifest.disks)} for point in (before, after)
     ]
     ranges = [(numbers[1][id(item.after)], item) for item in disks if item.after is not None]
     of_disk = {number: item.ranges for number, item in ranges}
     was = {numbers[0][id(item.before)]: number for number, item in ranges if item.before is not None}
+    old = {_key_now(volume.key, was): volume for volume in layouts[0].volumes}
     found = []
     for volume in layouts[1].volumes:
         earlier = old.pop(volume.key, None)
-        ground = list(volume.space.footprint())
-        moved = earlier is None or ground != [
+        moved = earlier is None or list(volume.space.footprint()) != [
             item._replace(disk=was.get(item.disk, -1)) for item in earlier.space.footprint()
         ]
-        changed = (
-            volume.space.size
-            if moved
-            else sum(overlap(of_disk[item.disk], item.offset, item.length) for item in ground)
-        )
+        changed = volume.space.size if moved else _changed(volume.space, of_disk)
         found.append(VolumeChange(volume, earlier, volume, changed))
     return found + [VolumeChange(volume, volume, None, volume.space.size) for volume in old.values()]
+
+
+def _key_now(key: str, was: Mapping[int, int]) -> str:
+    """The key that a volume of the older point has if it is there still: keys begin with the number of a
+    disk, which is another when the order of the disks is."""
+    number, slash, rest = key.partition("/")
+    return f"{was.get(int(number), f'gone{number}')}{slash}{rest}" if number.isdecimal() else key
+
+
+def _changed(space: LaidSpace, of_disk: Mapping[int, Sequence[Range]]) -> int:
+    def within(places: Iterable[Piece | Ground]) -> int:
+        return sum(overlap(of_disk[place.disk], place.offset, place.length) for place in places)
+
+    # The legs of a mirror change together.
+    found = max(map(within, space.copies()), default=None)
+    return min(within(space.footprint()), space.size) if found is None else found
 
 
 def _points(before: Point, after: Point) -> dict[str, Any]:
@@ -212,7 +233,11 @@ def _files(
     problems = Problems()
     with open_guest(repository, before) as old, open_guest(repository, after) as new:
         volumes = compare_volumes([old.layout, new.layout], before, after, disks)
-        same = {item.volume.key for item in volumes if not item.changed and item.before and item.after}
+        same = {
+            (item.before.key, item.after.key)
+            for item in volumes
+            if not item.changed and item.before and item.after
+        }
         if args.json:
             changes = [_change_facts(change) for change in _changes(old, new, place, same, args, problems)]
             facts = {**_points(before, after), "files": changes}
@@ -234,15 +259,14 @@ def _changes(
     old: Guest,
     new: Guest,
     place: str | None,
-    same: set[str],
+    same: set[tuple[str, str]],
     args: argparse.Namespace,
     problems: Problems,
 ) -> Iterator[Change]:
-    """`same` are the keys of the volumes that hold the same at both points."""
+    """`same` are the keys of the volumes that hold the same at both points, before and after."""
 
     def is_same(before: File, after: File) -> bool:
-        key = new.volume_of(after).key
-        return key in same and old.volume_of(before).key == key
+        return (old.volume_of(before).key, new.volume_of(after).key) in same
 
     starts = [guest.locate(place or "/") for guest in (old, new)]
     trees = [tree for tree, _ in starts]
@@ -253,6 +277,10 @@ def _changes(
         try:
             found.append(tree.find(path))
         except GuestError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                # That it cannot be read does not say that it is not there.
+                problems.add_error(os.fsencode(place or "/"), error)
+                return iter(())
             found.append(None)
             missing.append(error)
     one, other = found

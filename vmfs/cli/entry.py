@@ -26,6 +26,8 @@ from vmfs.memory import keep_freed_memory
 log = logging.getLogger(__name__)
 
 _CONTROL = ("Cc", "Zl", "Zp")
+_MARK = "\0"
+"""No argument of a program can hold that."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +38,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(UsageError.exit_status, f"{one_line(f'{self.prog}: {message}; see {self.prog} --help')}\n")
+        self.exit(
+            UsageError.exit_status, f"{one_line(f'{self.prog}: {_plain(message)}; see {self.prog} --help')}\n"
+        )
 
 
 class Terminated(BaseException):
@@ -75,13 +79,15 @@ class Program:
         if _subparsers(chosen):
             return parser.parse_args(argv)
         # Options may stand between the positional arguments: REPO --vm NAME DISK.
-        return chosen.parse_intermixed_args(_with_values(chosen, words))
+        return _unmark(chosen.parse_intermixed_args(_mark(_with_values(chosen, words))))
 
     def main(self, argv: list[str] | None = None) -> int:
         _prepare_stdout()
-        args = self.parse(sys.argv[1:] if argv is None else argv)
-        _log_to_stderr(self.name, verbose=getattr(args, "verbose", 0), quiet=getattr(args, "quiet", False))
         try:
+            # That imports the command: long enough for an impatient user.
+            args = self.parse(sys.argv[1:] if argv is None else argv)
+            verbose, quiet = getattr(args, "verbose", 0), getattr(args, "quiet", False)
+            _log_to_stderr(self.name, verbose=verbose, quiet=quiet)
             signal.signal(signal.SIGTERM, _terminate)
             args.program = self
             keep_freed_memory()
@@ -154,6 +160,28 @@ def _with_values(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
         for name in action.option_strings
     }
     return [left_out.get(word, word) for word in words]
+
+
+def _mark(words: list[str]) -> list[str]:
+    """What follows `--` and looks like an option, marked, in place of the `--`: argparse forgets that one
+    when arguments may be intermixed and it comes before all of them."""
+    if "--" not in words:
+        return words
+    end = words.index("--")
+    return words[:end] + [_MARK + word if word.startswith("-") else word for word in words[end + 1 :]]
+
+
+def _plain(text: str) -> str:
+    return text.replace(_MARK, "")
+
+
+def _unmark(args: argparse.Namespace) -> argparse.Namespace:
+    for name, value in vars(args).items():
+        if isinstance(value, str):
+            setattr(args, name, _plain(value))
+        elif isinstance(value, list):
+            setattr(args, name, [_plain(item) if isinstance(item, str) else item for item in value])
+    return args
 
 
 def _terminate(number: int, _: FrameType | None) -> None:

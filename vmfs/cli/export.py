@@ -116,10 +116,10 @@ def _disk(point: Point, alias: str | None) -> Disk:
 
 
 def outside(path: Path, repository: Repository) -> Path:
-    """The path, unless it is in the repository, where a file of ours would pass for an object."""
+    """The path, unless it is the repository's or in it, where a file of ours would pass for an object."""
     if isinstance(repository.store, LocalStore):
         root = os.path.realpath(repository.store.root)
-        if os.path.realpath(path).startswith(root + os.sep):
+        if f"{os.path.realpath(path)}{os.sep}".startswith(f"{root}{os.sep}"):
             raise UsageError(f"{path} is inside the repository; choose another place")
     return path
 

@@ -7,23 +7,23 @@ import logging
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import replace
 
 from vmfs.catalog.catalog import Catalog
-from vmfs.catalog.filesearch import FileQuery, FileRow, order_of
+from vmfs.catalog.filesearch import FileQuery, FileRow
 from vmfs.catalog.globs import Glob, compile_glob
 from vmfs.catalog.resolve import show_time
 from vmfs.catalog.rows import PointRow
 from vmfs.cli import common, found_files
 from vmfs.cli.tables import count, format_table
-from vmfs.errors import UsageError, VmfsError
+from vmfs.cli.unindexed import merge_rows, walk_points, warn_of_unindexed
+from vmfs.errors import UsageError
 from vmfs.format.filelist import to_text
 from vmfs.repo.repository import Repository
 
 log = logging.getLogger(__name__)
 
 _KINDS = {"f": stat.S_IFREG, "d": stat.S_IFDIR, "l": stat.S_IFLNK}
-_DRIVE = re.compile(r"[A-Za-z]:/")
+_DRIVE = re.compile(r"[A-Za-z]:[/\\]")
 
 
 def find(args: argparse.Namespace, patterns: Sequence[str], repository: Repository) -> int:
@@ -38,8 +38,8 @@ def find(args: argparse.Namespace, patterns: Sequence[str], repository: Reposito
         unlisted = [volume for volume in catalog.unlisted() if volume.point in asked]
         status = 0
         if args.walk:
-            status = _walk(repository, missing, query, rows)
-            rows = _merged(rows)
+            walked, status = walk_points(repository, missing, query)
+            rows = merge_rows([*rows, *walked])
     if args.json:
         common.print_json(
             {
@@ -59,22 +59,26 @@ def find(args: argparse.Namespace, patterns: Sequence[str], repository: Reposito
             unlisted[-1].point,
         )
     if not args.walk:
-        found_files.warn_of_unindexed(len(missing), len(scope), ", or look through them now with --walk")
+        warn_of_unindexed(len(missing), len(scope))
     return status
 
 
 def make_query(
     args: argparse.Namespace, pattern: str | None, scope: Sequence[PointRow], repository: Repository
 ) -> FileQuery:
-    name = _glob(args.name, args) if args.name is not None else None
+    name = _glob(args.name, ignore_case=args.ignore_case) if args.name is not None else None
     path: Glob | None = None
-    if pattern is not None and "/" in pattern:
-        anchored = pattern.startswith(("/", "**/")) or _DRIVE.match(pattern)
-        path = _glob(pattern if anchored else f"**/{pattern}", args)
+    if pattern is not None and _DRIVE.match(pattern):
+        # As Windows writes it; there, it makes no difference which case letters are of.
+        path = _glob(pattern.replace("\\", "/").rstrip("/"), ignore_case=True)
+    elif pattern is not None and "/" in pattern:
+        pattern = pattern.rstrip("/") or "/"
+        anchored = pattern.startswith(("/", "**/"))
+        path = _glob(pattern if anchored else f"**/{pattern}", ignore_case=args.ignore_case)
     elif pattern is not None:
         if name is not None:
             raise UsageError(f"{pattern!r} and --name are both for the name; give one of them, or a path")
-        name = _glob(pattern, args)
+        name = _glob(pattern, ignore_case=args.ignore_case)
     now = found_files.nanoseconds(repository.store.now())
     sizes = args.size
     return FileQuery(
@@ -89,8 +93,8 @@ def make_query(
     )
 
 
-def _glob(pattern: str, args: argparse.Namespace) -> Glob:
-    return compile_glob(to_text(pattern.encode(errors="surrogateescape")), ignore_case=args.ignore_case)
+def _glob(pattern: str, *, ignore_case: bool) -> Glob:
+    return compile_glob(to_text(pattern.encode(errors="surrogateescape")), ignore_case=ignore_case)
 
 
 def _scope(args: argparse.Namespace, catalog: Catalog) -> list[PointRow]:
@@ -106,38 +110,6 @@ def _scope(args: argparse.Namespace, catalog: Catalog) -> list[PointRow]:
     if args.latest:
         points = list({(point.engine, point.vm_id): point for point in points}.values())
     return points
-
-
-def _walk(repository: Repository, points: Sequence[PointRow], query: FileQuery, rows: list[FileRow]) -> int:
-    # What it takes to read file systems takes a while to import.
-    from vmfs.search.look import look
-
-    status = 0
-    for point in points:
-        log.info("looking through %s@%s", point.vm, show_time(point.time))
-        try:
-            for found in look(repository, repository.load_point(point.id), query):
-                if isinstance(found, VmfsError):
-                    log.warning("%s@%s: %s", point.vm, show_time(point.time), found)
-                    status = 1
-                else:
-                    rows.append(found)
-        except VmfsError as error:
-            log.error("restore point %s: %s", point.id, error)
-            status = error.exit_status
-    return status
-
-
-def _merged(rows: Sequence[FileRow]) -> list[FileRow]:
-    """Each version once, in the order of the catalog's."""
-    merged: dict[tuple[object, ...], FileRow] = {}
-    for row in rows:
-        key = (row.vm_id, row.volume_key, row.path, row.mode, row.size, row.mtime, row.ctime)
-        known = merged.get(key)
-        points = {*row.points, *(known.points if known else ())}
-        ordered = sorted(points, key=lambda point: (point.time, point.id))
-        merged[key] = replace(known or row, points=tuple(ordered))
-    return sorted(merged.values(), key=order_of)
 
 
 def _cells(row: FileRow) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from typing import Any
 from vmfs.catalog.catalog import Catalog
 from vmfs.catalog.filesearch import FileRow
 from vmfs.catalog.models import EPOCH
-from vmfs.cli.tables import count
 from vmfs.format.filelist import to_bytes
 from vmfs.repo.repository import Repository
 
@@ -30,17 +29,6 @@ def sync_files(repository: Repository, catalog: Catalog) -> None:
         )
 
 
-def warn_of_unindexed(missing: int, total: int, remedy: str = "") -> None:
-    """`remedy` is what else there is to do about it."""
-    if missing:
-        log.warning(
-            "%d of %s not indexed and left out: run 'vmfs index --all'%s",
-            missing,
-            f"{count(total, 'restore point')} {'is' if missing == 1 else 'are'}",
-            remedy,
-        )
-
-
 def shown_time(nanoseconds: int) -> str:
     """`2026-11-20T10:00:00Z`; a hostile time may have no such name."""
     try:
@@ -55,8 +43,9 @@ def kind_letter(mode: int) -> str:
 
 
 def shown_path(row: FileRow) -> str:
-    """The path in the guest, or VOLUME:PATH, as other commands take it."""
-    return text_of(row.guest_path or f"{row.volume}:{row.path}")
+    """The path in the guest, or VOLUME:PATH, as other commands take it. Bytes that are no UTF-8 are escapes
+    as of `vmfs ls`, which a shell takes between $''."""
+    return to_bytes(row.guest_path or f"{row.volume}:{row.path}").decode(errors="backslashreplace")
 
 
 def text_of(name: str) -> str:

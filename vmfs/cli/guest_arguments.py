@@ -111,6 +111,8 @@ def take_words(args: argparse.Namespace, command: str, least: int, most: int | N
     words = common.take_repository(args, args.words)
     if len(words) < least or (most is not None and len(words) > most):
         raise UsageError(f"vmfs {command} takes a repository, {usage}")
+    if "" in words:
+        raise UsageError(f"vmfs {command} takes a repository, {usage}; one of them is empty")
     return words
 
 

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         common.print_json({"points": [_facts(result) for result in done]})
     trouble = any(volume.error or volume.problem_count for item in done for volume in item.lists.volumes)
-    return status or int(trouble)
+    return status or int(trouble or any(item.lost for item in done))
 
 
 def siblings_of(catalog: Catalog, point: PointRow) -> list[str]:
@@ -93,6 +93,8 @@ def siblings_of(catalog: Catalog, point: PointRow) -> list[str]:
 def tell_problems(result: Indexed) -> None:
     """File by file, as far as they are kept."""
     walked = set(result.walked)
+    for text in result.lost:
+        log.warning("%s@%s: volumes may be missing: %s", result.vm, result.point, text)
     for volume in result.lists.volumes:
         if volume.error:
             log.warning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from vmfs.errors import UsageError
 from vmfs.repo.newfile import NewFile
 from vmfs.volumes.files.client import GuestError
 from vmfs.volumes.guest import Guest
+
+log = logging.getLogger(__name__)
 
 
 def register(subparsers: Any) -> None:
@@ -48,10 +51,13 @@ def run(args: argparse.Namespace) -> int:
         ):
             written = _write(guest, places, args.label or point.manifest.vm.name, new, bars, problems)
             size = os.fstat(new.fd).st_size
-            new.commit()
+            if written:
+                new.commit()
     if args.json:
         facts = {"output": args.output, "files": written, "size": size}
         common.print_json({**facts, "problems": problems.count, "first_problems": problems.texts})
+    elif not written:
+        log.error("%s is not written: there is nothing to put into it", args.output)
     elif not args.quiet:
         print(f"Wrote {count(written, 'file')} to {args.output}: {common.format_size(size)}")
     return problems.status
@@ -75,6 +81,6 @@ def _write(
         if name in (b"", b".", b".."):
             name = os.fsencode(guest.volume_of(file).name)
         image.add(tree, file, name)
-    with open(new.fd, "r+b", closefd=False) as file_object:
+    with new.errors(), open(new.fd, "r+b", closefd=False) as file_object:
         image.write(file_object)
     return image.files

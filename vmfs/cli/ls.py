@@ -21,7 +21,7 @@ from vmfs.cli.tables import format_table, printable
 from vmfs.volumes.files.client import GuestError
 from vmfs.volumes.guest import Guest
 from vmfs.volumes.layout import FoundVolume
-from vmfs.volumes.tree import File, Tree
+from vmfs.volumes.tree import File, Tree, join
 
 KINDS = {
     stat.S_IFREG: "file",
@@ -128,13 +128,14 @@ def _directories(
     while todo:
         directory = todo.pop()
         if directory.identity in listed:
-            problems.add(directory.path, "this directory is in another place as well; left out here")
+            place = tree.prefix + directory.path
+            problems.add(place, "this directory is in another place as well; left out here")
             continue
         listed.add(directory.identity)
         try:
             files = _children(tree, directory, args, problems)
         except GuestError as error:
-            problems.add_error(directory.path, error)
+            problems.add_error(tree.prefix + directory.path, error)
             continue
         yield directory, files
         if args.recursive:
@@ -145,9 +146,8 @@ def _children(tree: Tree, directory: File, args: argparse.Namespace, problems: P
     files = []
     for child in tree.children(directory):
         if child.file is None:
-            problems.add(
-                directory.path.rstrip(b"/") + b"/" + child.name, child.problem or "it cannot be read"
-            )
+            place = tree.prefix + join(directory.path, child.name)
+            problems.add(place, child.problem or "it cannot be read")
         elif _wanted(child.name, args):
             files.append(child.file)
     return files

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from vmfs.cli.export import find_disk
 from vmfs.errors import UsageError, VmfsError
 from vmfs.format.manifest import Disk
 from vmfs.repo.repository import Point, Repository
+from vmfs.serve.folder import private_folder
 from vmfs.serve.nbdkit import PORT, Address, Server, Tls
 from vmfs.serve.relay import Export
 
@@ -95,8 +95,7 @@ def run(args: argparse.Namespace) -> int:
         )
     with ExitStack() as stack:
         if address.path is None and args.listen is None:
-            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="vmfs-nbd-", dir=_runtime()))
-            address = Address(path=Path(name) / "socket")
+            address = Address(path=stack.enter_context(private_folder("vmfs-nbd-", _runtime())) / "socket")
         repository = stack.enter_context(common.open_repository(args))
         with common.open_catalog(repository, args) as catalog:
             point, disks = find_disks(catalog, repository, specs[0])
@@ -190,10 +189,10 @@ def _tls(args: argparse.Namespace) -> Tls | None:
     )
 
 
-def _runtime() -> str | None:
+def _runtime() -> Path | None:
     """The user's own directory for sockets, where there is one."""
     path = os.environ.get("XDG_RUNTIME_DIR")
-    return path if path and os.access(path, os.W_OK) else None
+    return Path(path) if path and os.access(path, os.W_OK) else None
 
 
 def _announce(

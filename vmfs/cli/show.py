@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -99,18 +99,18 @@ def _warnings(volume: FoundVolume) -> Sequence[str]:
     if volume.content is None or not is_readable(volume):
         return ()
     try:
-        name = f"volume {volume.name}"
-        with open_filesystem(volume.space, volume.content.type, name=name, limits=_LIMITS) as opened:
+        with open_filesystem(volume.space, volume.content.type, name=volume.name, limits=_LIMITS) as opened:
             return opened.warnings
     except VmfsError as error:
-        return (str(error),)
+        return (str(error).removeprefix(f"volume {volume.name}: "),)
 
 
 def _print_volumes(volumes: Sequence[dict[str, Any]], warnings: Sequence[str]) -> None:
     if volumes:
         print()
         header = ("VOLUME", "KIND", ">SIZE", "TYPE", "LABEL", "UUID", "ON")
-        print(format_table(header, [_volume_cells(volume) for volume in volumes]))
+        names = {volume["key"]: volume["name"] for volume in volumes}
+        print(format_table(header, [_volume_cells(volume, names) for volume in volumes]))
     for volume in volumes:
         for warning in volume["warnings"]:
             print(printable(f"{volume['name']}: {warning}"))
@@ -118,7 +118,7 @@ def _print_volumes(volumes: Sequence[dict[str, Any]], warnings: Sequence[str]) -
         print(printable(warning))
 
 
-def _volume_cells(volume: dict[str, Any]) -> tuple[str, ...]:
+def _volume_cells(volume: dict[str, Any], names: Mapping[str, str]) -> tuple[str, ...]:
     return (
         volume["name"],
         volume["kind"],
@@ -126,7 +126,7 @@ def _volume_cells(volume: dict[str, Any]) -> tuple[str, ...]:
         volume["type"] or "",
         volume["label"] or "",
         volume["uuid"] or "",
-        ", ".join(volume["on"]),
+        ", ".join(names.get(key, key) for key in volume["on"]),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from vmfs.recovery.tar import TarWriter
 from vmfs.repo.newfile import NewFile
 from vmfs.volumes.files.client import GuestError
 from vmfs.volumes.guest import Guest
+from vmfs.volumes.tree import File, Tree
+
+log = logging.getLogger(__name__)
 
 
 def register(subparsers: Any) -> None:
@@ -53,11 +57,14 @@ def run(args: argparse.Namespace) -> int:
             else:
                 with NewFile(outside(Path(args.output), repository), replace=args.force) as file:
                     writer = _archive(guest, places, _to_file(file), args, problems)
-                    file.commit()
+                    if writer.files:
+                        file.commit()
     if args.json:
         facts = {"output": args.output, "files": writer.files, "bytes": writer.bytes}
         common.print_json({**facts, "problems": problems.count, "first_problems": problems.texts})
-    elif not args.quiet and args.output != "-":
+    elif args.output != "-" and not writer.files:
+        log.error("%s is not written: there is nothing to put into it", args.output)
+    elif args.output != "-" and not args.quiet:
         print(
             f"Wrote {count(writer.files, 'file')} to {args.output}: "
             f"{common.format_size(writer.bytes)} of data"
@@ -72,15 +79,7 @@ def _archive(
     args: argparse.Namespace,
     problems: Problems,
 ) -> TarWriter:
-    chosen = []
-    for place in places:
-        try:
-            tree, path = guest.locate(place)
-            # The names are those that were asked for, like tar's own.
-            name = b"/".join(part for part in path.split(b"/") if part not in (b"", b".", b".."))
-            chosen.append((tree, tree.find(path, follow=path.endswith(b"/")), name))
-        except GuestError as error:
-            problems.add_error(os.fsencode(place), error)
+    chosen = _choose(guest, places, problems)
     with ProgressBars(quiet=args.quiet or args.json) as bars:
         total = total_size(chosen) if bars.shown else 0
         writer = TarWriter(
@@ -90,6 +89,33 @@ def _archive(
             writer.add(tree, file, name)
         writer.finish()
     return writer
+
+
+def _choose(guest: Guest, places: list[str], problems: Problems) -> list[tuple[Tree, File, bytes]]:
+    """What to archive, and under which name: that which was asked for, like tar's own; but what is of several
+    volumes, each by itself, goes below its volume's name, or it would come to lie over the other."""
+    chosen = []
+    for place in places:
+        try:
+            tree, path = guest.locate(place)
+            file = tree.find(path, follow=path.endswith(b"/"))
+            name = os.path.normpath(b"/" + path).lstrip(b"/")
+            chosen.append((tree, file, name))
+        except GuestError as error:
+            problems.add_error(os.fsencode(place), error)
+    tops = [_top(guest, tree) for tree, _, _ in chosen]
+    if len(set(tops)) <= 1:
+        return chosen
+    return [
+        (tree, file, b"/".join(filter(None, (top, name))))
+        for top, (tree, file, name) in zip(tops, chosen, strict=True)
+    ]
+
+
+def _top(guest: Guest, tree: Tree) -> bytes:
+    """Nothing for the tree of all that the guest has mounted; a drive's letter; or a volume's name."""
+    target = guest.target_of(tree)
+    return os.fsencode(guest.volume_of(tree.root).name) if target is None else target.strip(b"/:")
 
 
 def _to_stdout(data: bytes) -> None:

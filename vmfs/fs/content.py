@@ -86,11 +86,18 @@ class SpaceContent:
 
 class PiecesContent:
     """Pieces of disks, one after the other: a logical volume that lies on several, or on one in parts.
-    `whole` is the same volume, read with all that it has, such as the other leg of a mirror."""
+    `whole` is the same volume, read with all that it has, such as the other leg of a mirror; `others` are the
+    pieces of these legs."""
 
-    def __init__(self, pieces: Sequence[DiskContent], whole: SpaceContent) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[DiskContent],
+        whole: SpaceContent,
+        others: Sequence[Sequence[DiskContent]] = (),
+    ) -> None:
         self.pieces = pieces
         self.whole = whole
+        self.others = others
         self._starts = [0, *accumulate(piece.size for piece in pieces)]
         self.size = self._starts.pop()
 

@@ -12,6 +12,7 @@ from vmfs.fs.content import Content, DiskContent, DiskReader, PiecesContent, Spa
 from vmfs.fs.log import warn_once
 from vmfs.fs.names import Wanted, unique
 from vmfs.volumes.layout import FoundVolume, Layout, PointDisk, find_volumes
+from vmfs.volumes.pieces import Pieces
 
 # A volume of more pieces is read as a whole: to be ahead in each of many would be to be ahead in none.
 _MAX_PIECES = 256
@@ -38,7 +39,11 @@ class PointLayout:
 
     def name_of(self, index: int) -> str:
         """The volume, to people."""
-        return f"point {self.point}, volume {self.volumes[index].name}"
+        return f"volume {self.label_of(index)}"
+
+    def label_of(self, index: int) -> str:
+        """The same, to go behind the word volume."""
+        return f"{self.volumes[index].name} of point {self.point}"
 
     def say(self, index: int, warnings: tuple[str, ...]) -> None:
         """The file system of a volume was opened, and warns of these."""
@@ -55,19 +60,16 @@ class PointLayout:
     def content(self, index: int) -> Content:
         """The volume as a file. What is a piece of a disk, or a row of such, is read as the disk is."""
         volume = self.volumes[index]
-        parts = self.pieces(index)
+        copies = [self._contents(pieces) for pieces in volume.space.copies()]
         whole = SpaceContent(self.name_of(index), volume.space)
-        if not parts:
+        if not copies or not all(0 < len(pieces) <= _MAX_PIECES for pieces in copies):
             return whole
-        if len(parts) == 1 and volume.kind in ("disk", "partition"):
-            return parts[0]
-        return PiecesContent(parts, whole)
+        first, *others = copies
+        if len(first) == 1 and not others and volume.kind in ("disk", "partition"):
+            return first[0]
+        return PiecesContent(first, whole, others)
 
-    def pieces(self, index: int) -> list[DiskContent]:
-        """The pieces of disks that the volume is made of, in order; none where it is made in another way."""
-        pieces = self.volumes[index].space.pieces()
-        if not pieces or len(pieces) > _MAX_PIECES:
-            return []
+    def _contents(self, pieces: Pieces) -> list[DiskContent]:
         return [
             DiskContent(
                 disk_name(self.point, self.aliases[piece.disk]),

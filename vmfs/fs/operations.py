@@ -14,7 +14,7 @@ import trio
 from vmfs.fs.attributes import CHANGING_TIMEOUT, IMMUTABLE_TIMEOUT, Attributes, absent
 from vmfs.fs.entries import CHANGING, SETTLING, Children, Entry, Role
 from vmfs.fs.errors import errno_of, guarded
-from vmfs.fs.guests.handlers import GuestDirectory, GuestFiles, Place
+from vmfs.fs.guests.handlers import GuestDirectory, GuestFiles, OpenGuest, Place
 from vmfs.fs.guests.numbers import is_guest
 from vmfs.fs.names import MAX_BYTES
 from vmfs.fs.reading import OpenFile, Reader
@@ -55,7 +55,7 @@ class Operations(pyfuse3.Operations):
         self._guests = guests
         self._started = started
         self._files: dict[int, OpenFile] = {}
-        self._guest_files: dict[int, Place] = {}
+        self._guest_files: dict[int, OpenGuest] = {}
         self._directories: dict[int, _OpenDirectory | GuestDirectory] = {}
         self._last_handle = 0
 
@@ -148,7 +148,7 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EROFS)
         if is_guest(inode):
             place = self._guests.place(inode)
-            return pyfuse3.FileInfo(fh=self._keep(self._guest_files, place), keep_cache=True)
+            return pyfuse3.FileInfo(fh=self._keep(self._guest_files, OpenGuest(place)), keep_cache=True)
         entry = self._entry(inode)
         content = await trio.to_thread.run_sync(self._tree.open, entry, abandon_on_cancel=True)
         # What a file holds never changes, so what the kernel has cached of it stays right.
@@ -157,10 +157,12 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        if (place := self._guest_files.get(fh)) is not None:
-            return await self._guests.read(place, off, size)
+        if (guest := self._guest_files.get(fh)) is not None:
+            found = await self._guests.read(guest, off, size)
+        else:
+            found = await self._reader.read(self._files[fh], off, size)
         # pyfuse3 takes any buffer, and sends it before another task runs.
-        return cast(bytes, await self._reader.read(self._files[fh], off, size))
+        return cast(bytes, found)
 
     @guarded
     async def release(self, fh: pyfuse3.FileHandleT) -> None:

@@ -66,6 +66,7 @@ class Points:
 
     def __init__(self, source: PointSource) -> None:
         self._source = source
+        self.chunk_size = source.chunk_size
         self._points = OnceCache(self._load, _KEPT_POINTS)
         self._layouts = OnceCache(self._find_layout, _KEPT_POINTS)
 

@@ -99,7 +99,7 @@ def serve(repository: Repository, catalog: Catalog, options: MountOptions, ready
         reader = stack.enter_context(Reader(slots))
         refresher = Refresher(tree, source, _forget_name)
         started = trio.Event()
-        guests = stack.enter_context(GuestFiles(GuestSource(points)))
+        guests = stack.enter_context(GuestFiles(GuestSource(points), reader))
         if options.scratch is None:
             operations = Operations(tree, reader, refresher, attributes, guests, started.set)
         else:

@@ -13,7 +13,7 @@ from vmfs.errors import VmfsError
 from vmfs.recovery.destination import Placing, enter_directory, open_below
 from vmfs.recovery.reading import SMALL, data_runs, pieces
 from vmfs.volumes.files.client import GuestError
-from vmfs.volumes.tree import File, Step, Tree
+from vmfs.volumes.tree import File, Tree
 
 _FATAL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
 _FOR_ROOT = (b"security.", b"trusted.")
@@ -77,7 +77,7 @@ class Copier:
                     continue
                 skipped = None
                 if step.problem or step.file is None:
-                    self._problem(_shown(start, step), VmfsError(step.problem or "it cannot be read"))
+                    self._problem(tree.place_of(start, step), VmfsError(step.problem or "it cannot be read"))
                     continue
                 try:
                     if step.leaving:
@@ -89,11 +89,11 @@ class Copier:
                     else:
                         self._copy_file(open_directories[-1], parts, step.file)
                 except OSError as error:
-                    self._failed(_shown(start, step), error)
+                    self._failed(tree.place_of(start, step), error)
                     if step.file.is_directory and not step.leaving:
                         skipped = parts
                 except GuestError as error:
-                    self._problem(_shown(start, step), error)
+                    self._problem(tree.place_of(start, step), error)
         finally:
             for directory in open_directories[1:]:
                 os.close(directory)
@@ -229,10 +229,6 @@ class Copier:
                     raise
                 kind = name.partition(b".")[0].decode(errors="backslashreplace")
                 self.done.unkept[kind] = self.done.unkept.get(kind, 0) + 1
-
-
-def _shown(start: File, step: Step) -> bytes:
-    return b"/".join((start.path.rstrip(b"/"), *step.parts)) or b"/"
 
 
 def _write_at(fd: int, offset: int, data: bytes) -> None:

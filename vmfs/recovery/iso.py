@@ -53,7 +53,7 @@ class IsoImage:
         skipped: tuple[bytes, ...] | None = None
         for step in tree.walk(start):
             parts = (name, *step.parts)
-            place = b"/".join((start.path.rstrip(b"/"), *step.parts)) or b"/"
+            place = tree.place_of(start, step)
             if skipped is not None and parts[: len(skipped)] == skipped:
                 continue
             skipped = None

@@ -55,7 +55,7 @@ class TarWriter:
         """`start` and all below it, as `name`, relative; empty is the root, `.`."""
         for step in tree.walk(start):
             path = b"/".join((name or b".", *step.parts))
-            place = b"/".join((start.path.rstrip(b"/"), *step.parts)) or b"/"
+            place = tree.place_of(start, step)
             if step.problem:
                 self._problem(place, VmfsError(step.problem))
             elif step.file is not None and not step.leaving:

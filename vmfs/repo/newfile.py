@@ -39,7 +39,9 @@ class NewFile:
         self._shown = path
         self._replace = replace
         self._temporary: Path | None = None
-        with self._errors():
+        with self.errors():
+            if self.path.is_dir():
+                raise UsageError(f"{path} is a directory; name a file in it")
             if self.path.exists() and not self.path.is_file():
                 raise UsageError(f"{path} is no regular file; write into it with: -o - > {path}")
             if self.path.exists() and not replace:
@@ -59,11 +61,11 @@ class NewFile:
 
     def resize(self, size: int) -> None:
         """`size` in bytes; what was not written is a hole."""
-        with self._errors():
+        with self.errors():
             os.ftruncate(self.fd, size)
 
     def write_at(self, offset: int, data: bytes) -> None:
-        with self._errors():
+        with self.errors():
             rest = memoryview(data)
             while rest:
                 written = os.pwrite(self.fd, rest, offset)
@@ -71,7 +73,7 @@ class NewFile:
 
     def commit(self) -> None:
         """Durable and under its name on return."""
-        with self._errors():
+        with self.errors():
             os.fsync(self.fd)
             if self._replace:
                 if self._temporary is None:
@@ -125,7 +127,7 @@ class NewFile:
         return self.path.parent / f".vmfs-{secrets.token_hex(8)}.tmp"
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

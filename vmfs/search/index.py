@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
-from vmfs.errors import IntegrityError, ObjectMissingError
+from vmfs.errors import IntegrityError, ObjectMissingError, StoreError
 from vmfs.format import filelist
 from vmfs.format.filelist import Entry
 from vmfs.format.keys import Kind
@@ -18,7 +18,7 @@ from vmfs.repo.mapdiff import same_bytes
 from vmfs.repo.notes import make_note, note_names
 from vmfs.repo.repository import Point, Repository
 from vmfs.repo.session import WriteSession
-from vmfs.search.places import Marks, find_marks, layout_of, mounts_of, open_volume
+from vmfs.search.places import Marks, find_marks, layout_of, losses, mounts_of, open_volume
 from vmfs.search.walk import Walk, printable_utf8
 from vmfs.volumes.files.client import GuestError
 from vmfs.volumes.guest import READABLE
@@ -45,7 +45,7 @@ _ROOTS = ("/", "C:")
 class Indexed(NamedTuple):
     """What was done for a point. `note` is its note of file lists: a new one, or, where `fresh` is False, the
     one that it had already. `walked` and `taken` are the names of the volumes that were read, and of those
-    taken over from another point."""
+    taken over from another point; `lost` says why others may not have been found."""
 
     point: str
     vm: str
@@ -54,6 +54,7 @@ class Indexed(NamedTuple):
     lists: FileLists
     walked: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 class Indexer:
@@ -77,7 +78,8 @@ class Indexer:
     def index(self, point_id: str, siblings: Sequence[str], *, again: bool = False) -> Indexed:
         """Make the file lists of a point, unless it has some; with `again`, also then, and nothing is taken
         over that could not be read in full. `siblings` are all points of its VM in the order of time. Raises
-        IntegrityError when the point's manifest is damaged, StoreError when the store cannot be used."""
+        IntegrityError when the point's manifest is damaged, StoreError when the store cannot be used, before
+        anything is read for a list that could not be kept."""
         point = self._repository.load_point(point_id)
         vm = point.manifest.vm.name
         if not again and point_id in self._noted:
@@ -86,17 +88,24 @@ class Indexer:
                 log.warning("a note of restore point %s is damaged: %s", point_id, note.message)
             if known is not None:
                 return Indexed(point_id, vm, known.id, False, read_lists(known))
+        session = self._writing()
         reference = self._reference(point_id, siblings, again=again)
-        made = _PointIndexer(self._repository, self._writing, point, reference, again, self._progress)
+        made = _PointIndexer(self._repository, session, point, reference, again, self._progress)
         lists = made.run()
         facts, blobs = lists.to_facts()
-        note_id = self._writing().commit_note(point_id, make_note(self._repository, KIND, facts, blobs))
+        note_id = session.commit_note(point_id, make_note(self._repository, KIND, facts, blobs))
         self._noted.add(point_id)
-        return Indexed(point_id, vm, note_id, True, lists, tuple(made.walked), tuple(made.taken))
+        return Indexed(
+            point_id, vm, note_id, True, lists, tuple(made.walked), tuple(made.taken), tuple(made.lost)
+        )
 
     def _writing(self) -> WriteSession:
         if self._session is None:
-            self._session = self._opened.enter_context(self._repository.write_session())
+            try:
+                session = self._repository.write_session()
+            except StoreError as error:
+                raise StoreError(f"{error}; 'vmfs find --walk' searches and writes nothing there") from error
+            self._session = self._opened.enter_context(session)
         return self._session
 
     def _reference(
@@ -121,26 +130,28 @@ class _PointIndexer:
     def __init__(
         self,
         repository: Repository,
-        writing: Callable[[], WriteSession],
+        session: WriteSession,
         point: Point,
         reference: tuple[Point, FileLists] | None,
         again: bool,
         progress: Progress,
     ) -> None:
         self._repository = repository
-        self._writing = writing
+        self._session = session
         self._point = point
         self._reference = reference
         self._again = again
         self._progress = progress
         self.walked: list[str] = []
         self.taken: list[str] = []
+        self.lost: list[str] = []
 
     def run(self) -> FileLists:
         if (whole := self._whole_reference()) is not None:
             self.taken += (volume.name for volume in whole.volumes if volume.listed)
             return whole
         layout = layout_of(self._repository, self._point)
+        self.lost += map(str, losses(layout))
         lists: dict[str, VolumeList] = {}
         changed: list[FoundVolume] = []
         for volume in layout.volumes:
@@ -193,7 +204,7 @@ class _PointIndexer:
         was made without any trouble."""
         if self._again and (known.error is not None or known.problem_count):
             return False
-        kept = not known.pieces or all(map(self._writing().keeps, known.pieces))
+        kept = not known.pieces or all(map(self._session.keeps, known.pieces))
         return kept and not (self._again and any(map(self._lost, known.pieces)))
 
     def _lost(self, piece: bytes) -> bool:
@@ -212,7 +223,7 @@ class _PointIndexer:
             if self._repository.index.find(known) is not None and self._lost(known):
                 middle = len(run) // 2
                 return self._store(run[:middle]) + self._store(run[middle:])
-        return [self._writing().store_blob(Kind.ARTIFACT, data).id]
+        return [self._session.store_blob(Kind.ARTIFACT, data).id]
 
     def _marks(self, layout: Layout, changed: Sequence[FoundVolume]) -> Marks:
         """Where the guest has the volumes that are walked. A volume that did not change keeps its places, and
@@ -235,6 +246,8 @@ class _PointIndexer:
             ground=_ground(volume),
             walked=self._point.id,
         )
+        if volume.problem is not None:
+            return replace(made, error=printable_utf8(f"what it holds cannot be read: {volume.problem}"))
         if content is None or content.type in _NO_FILES:
             return made
         if content.type not in READABLE:

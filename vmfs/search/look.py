@@ -1,8 +1,7 @@
-"""Looking through a restore point that has no file list, and reading what a file holds."""
+"""Looking through a restore point that has no file list."""
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from collections.abc import Iterator
 
@@ -11,20 +10,24 @@ from vmfs.catalog.globs import Glob
 from vmfs.errors import VmfsError
 from vmfs.format.filelist import Entry, to_bytes, to_text
 from vmfs.repo.repository import Point, Repository
-from vmfs.search.places import find_marks, layout_of, mounts_of, open_volume
+from vmfs.search.places import find_marks, layout_of, losses, mounts_of, open_volume
 from vmfs.search.walk import Walk
 from vmfs.volumes.files.client import GuestError
 from vmfs.volumes.guest import READABLE
-
-_PART = 1 << 20
+from vmfs.volumes.tree import show
 
 
 def look(repository: Repository, point: Point, query: FileQuery) -> Iterator[FileRow | VmfsError]:
     """The files of one point that `query` describes, by walking its file systems. What cannot be read comes
     as an error between them. Raises IntegrityError and StoreError where nothing can be."""
     layout = layout_of(repository, point)
-    readable = [volume for volume in layout.volumes if volume.content and volume.content.type in READABLE]
+    readable = [
+        volume
+        for volume in layout.volumes
+        if volume.problem or (volume.content and volume.content.type in READABLE)
+    ]
     marks = find_marks(layout, [volume.key for volume in readable])
+    yield from losses(layout)
     reference = PointRef(point.id, point.manifest.time)
     vm = point.manifest.vm
     for volume in readable:
@@ -36,7 +39,7 @@ def look(repository: Repository, point: Point, query: FileQuery) -> Iterator[Fil
             yield error
             continue
         for problem in walk.problems:
-            yield VmfsError(f"{volume.name}:{problem.path}: {problem.problem}")
+            yield VmfsError(f"{volume.name}:{show(to_bytes(problem.path))}: {problem.problem}")
         mounts = sorted(mounts_of(walk, marks.get(volume.key, {})), key=lambda mount: -len(mount.prefix))
         for entry in found:
             path = f"/{to_text(entry.path)}"
@@ -48,28 +51,6 @@ def look(repository: Repository, point: Point, query: FileQuery) -> Iterator[Fil
                 *(entry.mode, entry.size, entry.mtime, entry.ctime),
                 points=(reference,),
             )
-
-
-def content_hash(repository: Repository, row: FileRow) -> str:
-    """SHA-256 of a regular file, in hex, from the newest point that has it. Raises VmfsError."""
-    point = repository.load_point(row.points[-1].id)
-    layout = layout_of(repository, point)
-    volume = next((volume for volume in layout.volumes if volume.key == row.volume_key), None)
-    if volume is None:
-        raise VmfsError(f"restore point {point.id} has no volume {row.volume} any more")
-    with open_volume(volume) as filesystem:
-        found = filesystem.root()
-        for name in to_bytes(row.path).strip(b"/").split(b"/"):
-            found = filesystem.lookup(found.node, name)
-        if not stat.S_ISREG(found.mode):
-            raise VmfsError(f"{row.path} is no regular file; only those have a content to compare")
-        digest = hashlib.sha256()
-        for offset in range(0, found.size, _PART):
-            part = filesystem.read(found.node, offset, _PART)
-            if len(part) != min(_PART, found.size - offset):
-                raise VmfsError(f"{row.path} is shorter than it says")
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _wanted(entry: Entry, query: FileQuery) -> bool:

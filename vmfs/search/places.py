@@ -25,8 +25,17 @@ def layout_of(repository: Repository, point: Point) -> Layout:
     )
 
 
+def losses(layout: Layout) -> list[VmfsError]:
+    """Why volumes may be missing altogether: what is said of no volume."""
+    said = [volume.problem for volume in layout.volumes]
+    return [problem for problem in layout.problems if not any(problem is one for one in said)]
+
+
 def open_volume(volume: FoundVolume) -> FileSystem:
     """Raises GuestError."""
+    if volume.problem is not None:
+        text = f"volume {volume.name}: what it holds cannot be read: {volume.problem}"
+        raise GuestError(errno.EIO, text, volume.problem.exit_status) from volume.problem
     if volume.content is None:
         raise GuestError(errno.EOPNOTSUPP, f"volume {volume.name} holds no file system")
     return open_filesystem(volume.space, volume.content.type, name=volume.name)

@@ -7,12 +7,12 @@ import os
 import shutil
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from vmfs.errors import UsageError, VmfsError
 from vmfs.serve import plugin
+from vmfs.serve.folder import private_folder
 from vmfs.serve.relay import Export, Relay
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,13 @@ class Address:
     @property
     def is_local(self) -> bool:
         """Whether only this machine can connect."""
-        return self.path is not None or self.host in ("localhost", "::1") or self.host.startswith("127.")
+        if self.path is not None or self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            # A name, which leads to who knows where.
+            return False
 
     def uri(self, export: str, *, tls: bool = False) -> str:
         """As qemu, libnbd and others take it."""
@@ -104,9 +111,9 @@ class Server:
             _free(self.address.path)
         with ExitStack() as stack:
             # Ours alone: who may open the relay's socket may read the disks.
-            name = stack.enter_context(tempfile.TemporaryDirectory(prefix="vmfs-serve-"))
-            relay = stack.enter_context(Relay(self._exports, Path(name) / "relay"))
-            ready = Path(name) / "ready"
+            folder = stack.enter_context(private_folder("vmfs-serve-"))
+            relay = stack.enter_context(Relay(self._exports, folder / "relay"))
+            ready = folder / "ready"
             self._process = self._start(relay.path, ready)
             # nbdkit's errors go to our own log as they come.
             self._listener = threading.Thread(target=self._listen, name="vmfs-nbdkit-log", daemon=True)
@@ -174,7 +181,7 @@ class Server:
             return UsageError(f"nbdkit lacks its Python plugin; {_INSTALL}")
         if "ddress already in use" in said:
             return UsageError(f"{self.address.host}:{self.address.port} is in use; choose another --listen")
-        return VmfsError(f"nbdkit did not start: {self._last_words()}")
+        return VmfsError(f"nbdkit did not start: {said.removeprefix('nbdkit: ') or 'it said nothing'}")
 
     def _listen(self) -> None:
         assert self._process.stderr is not None  # noqa: S101 - it is a pipe
@@ -201,7 +208,10 @@ class Server:
 def _free(path: Path) -> None:
     """Raises UsageError unless a socket can be made at that path; removes one that nobody listens at."""
     if len(os.fsencode(path)) > 107:
-        raise UsageError(f"{path} is too long for a socket, which has 107 bytes; choose another --socket")
+        raise UsageError(
+            f"{path} is too long for a socket, which has 107 bytes; "
+            "choose another --socket, or a shorter TMPDIR"
+        )
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is no directory; choose another --socket")
     if not os.path.lexists(path):

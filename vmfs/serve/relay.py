@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +26,10 @@ _PIECE = 1 << 20
 """A read is answered in parts of this many bytes: bounds the memory, and one is read while one is sent."""
 _MOST_EXTENTS = 4096
 """Of one request for extents; the client asks again for the rest."""
+# What accept(2) says of a socket that was shut down or closed.
+_OURS_TO_END = frozenset((errno.EINVAL, errno.EBADF))
+_PAUSE = 0.1
+"""Seconds."""
 _AHEAD = 4
 """Threads that read what clients ask to have ready soon."""
 
@@ -86,8 +91,13 @@ class Relay:
         while True:
             try:
                 link, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if error.errno in _OURS_TO_END:
+                    return
+                # As many files are open as there may be; that passes, and who waits is served then.
+                log.warning("a connection waits: %s", error.strerror)
+                time.sleep(_PAUSE)
+                continue
             with self._lock:
                 self._links.add(link)
             threading.Thread(target=self._serve, args=(link,), name="vmfs-relay-link", daemon=True).start()

@@ -66,6 +66,11 @@ def _unescape(word: bytes) -> bytes:
     return _ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), word)
 
 
+def is_volume(device: str) -> bool:
+    """Whether the first field of a line means a volume at all, not a share or what a kernel makes up."""
+    return device.startswith("/dev/") or device.partition("=")[0].upper() in _TAGS.values()
+
+
 def find_device(device: str, volumes: Sequence[FoundVolume]) -> FoundVolume | None:
     """The volume that the first field of a line means, if it can be told."""
     tag, equals, value = device.partition("=")

@@ -111,7 +111,8 @@ def _volume(disk: Disk, number: int, entry: bytes) -> Volume | None:
     if not any(kind):
         return None
     start = first * disk.block_size
-    length = disk.clip(f"partition {number}", start, (last - first + 1) * disk.block_size)
+    wanted = (last - first + 1) * disk.block_size
+    length = disk.clip(f"partition {number}", start, wanted)
     if length is None:
         return None
     guid = str(UUID(bytes_le=kind))
@@ -124,4 +125,5 @@ def _volume(disk: Disk, number: int, entry: bytes) -> Volume | None:
         type_name=GPT_TYPES.get(guid),
         label=name.decode("utf-16-le", "replace").split("\0", 1)[0] or None,
         uuid=str(UUID(bytes_le=own)),
+        is_cut=length < wanted,
     )

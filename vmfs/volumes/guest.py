@@ -13,6 +13,7 @@ from typing import NamedTuple
 from vmfs.errors import UsageError, VmfsError
 from vmfs.volumes import fstab
 from vmfs.volumes.files.client import FileSystem, GuestError
+from vmfs.volumes.files.pool import FewWorkers
 from vmfs.volumes.layout import FoundVolume, Layout
 from vmfs.volumes.tree import File, Tree, show
 
@@ -54,8 +55,8 @@ class _Candidate(NamedTuple):
 
 
 class Guest:
-    """All of a point's files. File systems are opened when they are needed, and kept open until `close`; one
-    thread at a time."""
+    """All of a point's files. File systems are opened when they are needed, and kept open until `close`, but
+    however many volumes a guest has, few have a worker; one thread at a time."""
 
     def __init__(self, layout: Layout, open_volume: Callable[[FoundVolume], FileSystem]) -> None:
         """`open_volume` raises VmfsError where a volume's file system cannot be read."""
@@ -64,6 +65,7 @@ class Guest:
         """What is worth knowing of the volumes that were opened so far; lines for a person."""
         self._open = open_volume
         self._systems: dict[str, FileSystem | VmfsError] = {}
+        self._few = FewWorkers()
         self._mounts: tuple[Mounted, ...] | None = None
         self._is_windows = False
 
@@ -84,12 +86,11 @@ class Guest:
         """Where the guest has its volumes, the root first; empty when no root was found."""
         if self._mounts is None:
             self._mounts = self._find_mounts()
-            used = {mounted.volume.key for mounted in self._mounts}
-            for key, system in self._systems.items():
-                # A guest may have many volumes; a worker is started again when one is needed.
-                if key not in used and not isinstance(system, VmfsError):
-                    system.rest()
         return self._mounts
+
+    def target_of(self, tree: Tree) -> bytes | None:
+        """Where the guest has a tree that `locate` gave; nowhere if a volume was named. Opens none."""
+        return next((mounted.target for mounted in self._mounts or () if mounted.tree is tree), None)
 
     def locate(self, place: str) -> tuple[Tree, bytes]:
         """The tree and the path in it that PATH or VOLUME:PATH means; of a Windows guest also D:PATH. Raises
@@ -114,7 +115,7 @@ class Guest:
 
     def tree_of(self, volume: FoundVolume) -> Tree:
         """One volume's file system by itself. Raises VmfsError when it cannot be read."""
-        return Tree(self._root_of(volume))
+        return Tree(self._root_of(volume), prefix=_bytes(f"{volume.name}:"))
 
     def volume_of(self, file: File) -> FoundVolume:
         """Where a file that was found through here lies."""
@@ -155,12 +156,16 @@ class Guest:
         known = self._systems.get(volume.key)
         if known is None:
             try:
+                if volume.problem is not None:
+                    text = f"volume {volume.name}: what it holds cannot be read: {volume.problem}"
+                    raise GuestError(errno.EIO, text, volume.problem.exit_status)
                 if volume.content is None or volume.content.type not in READABLE:
                     what = f"holds {volume.content.type}" if volume.content else "holds no known file system"
                     raise GuestError(
                         errno.EOPNOTSUPP, f"volume {volume.name} {what}, which has no files to read"
                     )
                 known = self._open(volume)
+                self._few.add(known)
                 self.warnings += [f"volume {volume.name}: {text}" for text in known.warnings]
             except VmfsError as error:
                 known = error
@@ -184,7 +189,8 @@ class Guest:
                 elif root.system.type == "ntfs" and _is_windows(root):
                     windows.append((volume, root))
             except VmfsError as error:
-                self.warnings.append(f"volume {volume.name}: {error}")
+                # It names the volume.
+                self.warnings.append(str(error))
         if candidates:
             return self._mount_linux(max(candidates, key=lambda candidate: candidate.rank))
         if windows:
@@ -237,7 +243,10 @@ class Guest:
         mounts = [Mounted(b"/", chosen.volume, tree)]
         for entry in chosen.entries:
             volume = fstab.find_device(entry.device, self.layout.volumes)
-            if volume is None or entry.target.strip(b"/") == b"":
+            if entry.target.strip(b"/") == b"":
+                continue
+            if volume is None:
+                self._close_what_may_be_lost(tree, entry)
                 continue
             try:
                 place = tree.find(entry.target)
@@ -258,21 +267,36 @@ class Guest:
             mounts.append(Mounted(place.path, volume, tree))
         return tuple(mounts)
 
+    def _close_what_may_be_lost(self, tree: Tree, entry: fstab.Entry) -> None:
+        """A directory that a volume is mounted over which was not found, maybe because that cannot be read:
+        what lies under it would pass for its files."""
+        problems = self.layout.problems
+        if not problems or not fstab.is_volume(entry.device):
+            return
+        text = f"{show(entry.target)} of the guest may be on a volume that cannot be read: {problems[0]}"
+        try:
+            place = tree.find(entry.target)
+        except GuestError:
+            return
+        self.warnings.append(text)
+        tree.closed[place.identity] = GuestError(errno.EIO, text, problems[0].exit_status)
+
     def _mount_windows(self, system: FoundVolume, root: File) -> tuple[Mounted, ...]:
         """Which volume has which letter stands in the registry; C:, and the others by their order, is what
         nearly all guests have."""
-        mounts = [Mounted(b"C:", system, Tree(root))]
+        mounts = [Mounted(b"C:", system, Tree(root, prefix=b"C:"))]
         for volume in self._readable():
             if volume.key == system.key or len(mounts) > 23:
                 continue
             kind = volume.partition.type if volume.partition else ""
             if volume.content is None or volume.content.type not in _OF_WINDOWS or kind in _NO_DRIVES:
                 continue
+            drive = b"%c:" % (ord("C") + len(mounts))
             try:
-                tree = Tree(self._root_of(volume))
+                tree = Tree(self._root_of(volume), prefix=drive)
             except VmfsError:
                 continue
-            mounts.append(Mounted(b"%c:" % (ord("C") + len(mounts)), volume, tree))
+            mounts.append(Mounted(drive, volume, tree))
         return tuple(mounts)
 
 

@@ -7,13 +7,13 @@ warning, and nothing is activated on the host.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from vmfs.errors import VmfsError
 from vmfs.volumes.glimpse import Glimpse
 from vmfs.volumes.lvm import Groups
-from vmfs.volumes.md import Arrays
+from vmfs.volumes.md import Arrays, read_superblock
 from vmfs.volumes.model import MAX_WARNINGS, Table, Volume
 from vmfs.volumes.pieces import LaidSpace, Part, WholeDisk
 from vmfs.volumes.probe import FileSystemFacts, probe
@@ -46,7 +46,8 @@ class FoundVolume:
     """A volume. `key` is the same in every reading of the point: `0` for a bare disk, `0/p1` for a partition,
     `lvm/<VG UUID>/<LV UUID>`, `md/<UUID>`; a partition within another volume has that one's key before its
     own. `name` is what to call its file, without an ending, and unlike every other's. `members` are the keys
-    of the volumes it lies on. `group` and `logical` are the names of an LVM volume and of its group."""
+    of the volumes it lies on. `group` and `logical` are the names of an LVM volume and of its group.
+    `problem` is why nothing is known of its content, or of the volumes in it."""
 
     key: str
     name: str
@@ -57,15 +58,18 @@ class FoundVolume:
     members: tuple[str, ...] = ()
     group: str | None = None
     logical: str | None = None
+    problem: VmfsError | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """`tables` are the partition tables of the disks, in their order. `warnings` are lines for a person."""
+    """`tables` are the partition tables of the disks, in their order. `warnings` are lines for a person.
+    `problems` are why volumes may be missing, or what they hold not be known."""
 
     volumes: tuple[FoundVolume, ...]
     warnings: tuple[str, ...]
     tables: tuple[Table, ...]
+    problems: tuple[VmfsError, ...] = ()
 
 
 def find_volumes(disks: Sequence[PointDisk]) -> Layout:
@@ -78,7 +82,12 @@ def find_volumes(disks: Sequence[PointDisk]) -> Layout:
     search.assemble()
     if search.errors and not search.found:
         raise search.errors[0]
-    return Layout(volumes=search.named(), warnings=search.warnings(), tables=tuple(search.tables))
+    return Layout(
+        volumes=search.named(),
+        warnings=search.warnings(),
+        tables=tuple(search.tables),
+        problems=tuple(search.errors),
+    )
 
 
 class _Search:
@@ -93,6 +102,8 @@ class _Search:
         self._arrays = Arrays()
         # Members of groups and arrays that were found since these were last put together.
         self._new_members: set[str] = set()
+        # Disks whose partition table is an array's.
+        self._of_arrays: list[FoundVolume] = []
 
     def disk(self, number: int, disk: PointDisk) -> None:
         """The partitions of a disk, or what fills all of it."""
@@ -106,14 +117,18 @@ class _Search:
             self._warn(f"disk {disk.alias}: no volumes, its table cannot be read: {error}")
             self.tables.append(Table(scheme="none", volumes=(), block_size=disk.block_size))
             return
-        for warning in table.warnings:
-            self._warn(f"disk {disk.alias}: {warning}")
         self.tables.append(table)
-        self._partitions(bare, table)
-        if not table.volumes or _is_iso(view):
-            content = self._probe(bare, view)
-            if content is not None:
-                self._add(replace(bare, content=content))
+        of_array = _is_of_array(view, table)
+        if of_array:
+            self._of_arrays.append(bare)
+        else:
+            for warning in table.warnings:
+                self._warn(f"disk {disk.alias}: {warning}")
+            self._partitions(bare, table)
+        if of_array or not table.volumes or _is_iso(view):
+            volume = self._probe(bare, view)
+            if volume.content is not None:
+                self._add(volume)
 
     def assemble(self) -> None:
         """Arrays and volume groups, and what lies in their volumes, until nothing more comes to light."""
@@ -153,6 +168,13 @@ class _Search:
         for texts in notes.values():
             for text in texts:
                 self._warn(text)
+        used = {key for volume in self.found.values() for key in volume.members}
+        for disk in self._of_arrays:
+            if disk.key not in used:
+                self._warn(
+                    f"disk {disk.name}: its partitions are left out: they are those of an array that cannot "
+                    "be put together, or that it was a member of once; use disks/ or vmfs export"
+                )
 
     def named(self) -> tuple[FoundVolume, ...]:
         """All volumes, with names that can be file names and are unlike each other."""
@@ -184,7 +206,7 @@ class _Search:
         if volume.key in self.found:
             return
         view = Glimpse(volume.space)
-        volume = replace(volume, content=self._probe(volume, view))
+        volume = self._probe(volume, view)
         self._add(volume)
         if volume.content is None:
             try:
@@ -204,15 +226,16 @@ class _Search:
                 partition=partition,
                 members=() if volume.kind == "disk" else (volume.key,),
             )
-            self._add(replace(found, content=self._probe(found, Glimpse(found.space))))
+            self._add(self._probe(found, Glimpse(found.space)))
 
-    def _probe(self, volume: FoundVolume, view: Glimpse) -> FileSystemFacts | None:
+    def _probe(self, volume: FoundVolume, view: Glimpse) -> FoundVolume:
+        """The volume with what it holds."""
         try:
-            return probe(view)
+            return replace(volume, content=probe(view))
         except VmfsError as error:
             self.errors.append(error)
             self._warn(f"volume {volume.name}: what it holds cannot be read: {error}")
-            return None
+            return replace(volume, problem=error)
 
     def _add(self, volume: FoundVolume) -> None:
         if volume.key in self.found:
@@ -235,6 +258,21 @@ class _Search:
         except VmfsError as error:
             self.errors.append(error)
             self._warn(f"volume {volume.name}: its metadata cannot be read: {error}")
+            self.found[volume.key] = replace(volume, problem=error)
+
+
+def _is_of_array(view: Glimpse, table: Table) -> bool:
+    """Whether a partition table is that of an array which the disk is a member of, and not the disk's own:
+    the superblock then lies behind all partitions, as far as these are on one disk. One within a partition
+    may be of that, or left behind."""
+    if not table.volumes:
+        return False
+    try:
+        block = read_superblock(view)
+    except VmfsError:
+        return False
+    end = max((volume.start + volume.length for volume in table.volumes if not volume.is_cut), default=0)
+    return block is not None and block.start == 0 and block.at >= end
 
 
 def _is_iso(view: Glimpse) -> bool:

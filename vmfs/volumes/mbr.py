@@ -78,7 +78,7 @@ def volumes(disk: Disk, boot: BootRecord) -> list[Volume]:
     return found
 
 
-def _table(block: bytes) -> tuple[Entry, ...] | None:
+def _table(block: bytes, *, strict: bool = True) -> tuple[Entry, ...] | None:
     """The used slots of a boot record, or None when it is not one."""
     if len(block) < RECORD_SIZE or block[SIGNATURE_AT : SIGNATURE_AT + 2] != SIGNATURE:
         return None
@@ -86,7 +86,7 @@ def _table(block: bytes) -> tuple[Entry, ...] | None:
     for slot in range(SLOTS):
         status, _, kind, _, first, count = ENTRY.unpack_from(block, TABLE_AT + slot * ENTRY.size)
         # Boot code and messages end in the same signature; they do not have these bytes here.
-        if status not in (0, ACTIVE):
+        if strict and status not in (0, ACTIVE):
             return None
         if kind != 0 and (count != 0 or kind == PROTECTIVE):
             entries.append(Entry(slot + 1, kind, first, count))
@@ -135,7 +135,8 @@ def _chain(disk: Disk, extended: Entry) -> Iterator[tuple[Entry, int]]:
             disk.warn("the chain of logical partitions leads beyond the end of the disk; it is cut there")
             return
         try:
-            entries = _table(disk.at(where * disk.block_size, RECORD_SIZE))
+            # Of what a boot record in the chain must be, Linux asks for the signature only.
+            entries = _table(disk.at(where * disk.block_size, RECORD_SIZE), strict=False)
         except (VmfsError, OSError) as error:
             disk.warn(f"the chain of logical partitions cannot be read on: {error}")
             return
@@ -143,9 +144,12 @@ def _chain(disk: Disk, extended: Entry) -> Iterator[tuple[Entry, int]]:
             disk.warn("the chain of logical partitions is damaged; those after the damage are left out")
             return
         following = None
+        end = extended.first + extended.count
         for entry in entries:
             if entry.type not in EXTENDED:
-                yield entry, where
+                # Two slots are used; in the others some programs have left garbage (msdos.c of Linux).
+                if entry.slot <= 2 or where + entry.first + entry.count <= end:
+                    yield entry, where
             elif following is None:
                 following = extended.first + entry.first
         if following is None:
@@ -169,5 +173,6 @@ def _volume(disk: Disk, boot: BootRecord, number: int, kind: int, first: int, co
             type=f"0x{kind:02x}",
             type_name=MBR_TYPES.get(kind),
             uuid=f"{boot.disk_id:08x}-{number:02x}",
+            is_cut=length < count * disk.block_size,
         )
     ]

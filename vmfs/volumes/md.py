@@ -2,7 +2,7 @@
 
 Superblocks of version 0.90 and 1.0 to 1.2, from include/uapi/linux/raid/md_p.h of Linux; those of 0.90 are in
 the byte order of the machine that made them, little-endian here. RAID 1, linear, RAID 0 with zones of several
-sizes, and healthy RAID 4, 5, 6 and 10 are read; nothing is rebuilt.
+sizes, and RAID 4, 5, 6 and 10 are read, with as many members lost as their redundancy makes up for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from uuid import UUID
 
 from vmfs.volumes import raid
 from vmfs.volumes.damage import Unmappable
+from vmfs.volumes.glimpse import Glimpse
 from vmfs.volumes.pieces import Joined, LaidSpace, Mirror, Part
 from vmfs.volumes.space import Space
 
@@ -26,17 +27,19 @@ MAX_SECTORS = 1 << 54
 MAX_ROLES = (BLOCK - 256) // 2
 # magic, major, features, UUID, name, time, level, layout, size, chunk, members
 HEAD_1 = struct.Struct("<III4x16s32sQiIQII")
-# where a reshape is, then new level, layout and so on
-RESHAPE_AT = 104
 # start and size of the data, place of this superblock, how far recovered, own number
 DATA_1 = struct.Struct("<QQQQI")
 DATA_AT = 128
 EVENTS_AT = 200
+RESYNC_AT = 208
+NOTHING_TO_SYNC = (1 << 64) - 1
 SUM_AT = 216
 MAX_DEV_AT = 220
 ROLES_AT = 256
 RECOVERY = 2
 RESHAPE = 4
+BAD_BLOCKS = 8
+JOURNAL = 512
 RAID0_LAYOUT = 4096
 SPARE = 0xFFFD
 """This number and those above it are no place in the array: a journal, a faulty member, a spare."""
@@ -48,15 +51,20 @@ OLD_SUM = 38
 OLD_MEMBERS = 27
 OLD_STATE_SYNC = 1 << 2
 OLD_STATE_FAULTY = 1
+OLD_CLEAN = 1
+# Minor version of one that is being reshaped.
+OLD_RESHAPE = 91
 
 Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Superblock:
-    """Sizes and places are bytes. `size` is what of each member is used, 0 when it differs. `place` is the
-    member's position in the array, None for a spare."""
+    """Sizes and places are bytes. `size` is what of each member is used, 0 when it differs. `number` is the
+    member's own, and `roles` has for each number the position in the array, None for a spare or a faulty
+    member. `clean` says whether parity and data agreed for sure. `at` is where this superblock lies."""
 
+    at: int
     uuid: str
     name: str
     level: int
@@ -66,11 +74,23 @@ class Superblock:
     members: int
     start: int
     length: int
-    place: int | None
+    number: int
+    roles: tuple[int | None, ...]
     events: int
     in_sync: bool
     reshaping: bool
+    clean: bool = True
+    has_journal: bool = False
+    has_bad_blocks: bool = False
     layout_known: bool = True
+
+    def place_of(self, number: int) -> int | None:
+        """Where this superblock says that a member is."""
+        return self.roles[number] if number < len(self.roles) else None
+
+    @property
+    def place(self) -> int | None:
+        return self.place_of(self.number)
 
 
 class Member(NamedTuple):
@@ -112,8 +132,9 @@ class Arrays:
             newest = max(members, key=lambda member: member.block.events).block
             name = f"md-{newest.name or uuid[:8]}"
             try:
-                used = _in_force(newest, members, partial(_say, warn, name))
-                space = _assemble(newest, used)
+                say = partial(_say, warn, name)
+                used = _in_force(newest, members, say)
+                space = _assemble(newest, used, say)
                 if not space.size:
                     raise Unmappable("its members are smaller than a chunk")
             except Unmappable as error:
@@ -139,10 +160,14 @@ def _in_force(newest: Superblock, members: Sequence[Member], warn: Warn) -> list
         if block.place >= newest.members:
             warn(f"{member.name} is member {block.place} of {newest.members}, says it; it is not used")
             continue
-        # The driver takes one that is one event behind: it was cut off while the others were written.
-        if block.events + 1 < newest.events or not block.in_sync:
+        # The driver takes one that is one event behind, as it was cut off while the others were written; but
+        # not one that was found faulty then, of which only the others know.
+        agreed = newest.place_of(block.number) == block.place
+        if block.events + 1 < newest.events or not block.in_sync or not agreed:
             warn(f"{member.name} is out of date or not in sync; it is not used")
             continue
+        if block.has_bad_blocks:
+            warn(f"{member.name} has blocks that could not be written; what is read there may be old")
         known = found[block.place]
         if known is not None:
             kept = known if known.block.events >= block.events else member
@@ -155,17 +180,22 @@ def _in_force(newest: Superblock, members: Sequence[Member], warn: Warn) -> list
     return found
 
 
-def _assemble(array: Superblock, members: Sequence[Member | None]) -> LaidSpace:
+def _assemble(array: Superblock, members: Sequence[Member | None], warn: Warn) -> LaidSpace:
     if array.level not in LEVELS:
         raise Unmappable(f"arrays of level {array.level} are not read")
     if array.reshaping:
         raise Unmappable("it is being reshaped, which is not read")
+    if array.has_journal:
+        raise Unmappable("it has a write journal, and the newest data may be there; journals are not read")
     columns: list[LaidSpace | None] = [None if member is None else _data(array, member) for member in members]
     present = [column for column in columns if column is not None]
     if array.level == 1:
         if not present:
             raise Unmappable("none of its members is usable")
-        return Mirror(present)
+        # The sort keeps the order of those that are alike.
+        whole = [member for member in members if member is not None]
+        legs = sorted(zip(whole, present, strict=True), key=lambda pair: pair[0].block.has_bad_blocks)
+        return Mirror([leg for _, leg in legs])
     if array.level == 10:
         if array.layout >> 17:
             raise Unmappable(f"its layout {array.layout} of RAID 10 is not known")
@@ -173,16 +203,19 @@ def _assemble(array: Superblock, members: Sequence[Member | None]) -> LaidSpace:
             raise Unmappable("none of its members is usable")
         near, far, offset = array.layout & 0xFF, array.layout >> 8 & 0xFF, array.layout >> 16 & 1
         return raid.copied(columns, array.chunk, near, far, offset=bool(offset))
-    missing = len(columns) - len(present)
-    if missing:
-        raise Unmappable(
-            f"{missing} of its {len(columns)} members are missing or out of date, and members are not rebuilt"
-        )
-    if array.level == -1:
-        return Joined([_whole_chunks(column, array.chunk) for column in present])
-    if array.level == 0:
+    missing = f"{len(columns) - len(present)} of its {len(columns)} members are missing or out of date"
+    if array.level in (-1, 0):
+        if len(present) < len(columns):
+            raise Unmappable(missing)
+        if array.level == -1:
+            return Joined([_whole_chunks(column, array.chunk) for column in present])
         return _zones(array, present)
-    return raid.parity(present, array.chunk, array.level, array.layout)
+    space = raid.parity(columns, array.chunk, array.level, array.layout)
+    if len(present) < len(columns):
+        warn(f"{missing}; what they held is computed from the parity")
+        if not array.clean:
+            warn("it was in use: what was being written just then may be computed wrong")
+    return space
 
 
 def _data(array: Superblock, member: Member) -> LaidSpace:
@@ -225,7 +258,7 @@ def _zones(array: Superblock, columns: Sequence[LaidSpace]) -> LaidSpace:
     return zones[0] if len(zones) == 1 else Joined(zones)
 
 
-def read_superblock(space: Space) -> Superblock | None:
+def read_superblock(space: Space | Glimpse) -> Superblock | None:
     """The superblock of a member, of whatever version; None when there is none, or it is damaged."""
     sectors = space.size // SECTOR
     for at in (4096, 0, (sectors - 16 & ~7) * SECTOR):
@@ -250,8 +283,9 @@ def _superblock_1(block: bytes, at: int, size: int) -> Superblock | None:
     if own * SECTOR != at or max(start, length, used) > MAX_SECTORS:
         # One that belongs to the device around or within this one, of another size.
         return None
-    role = struct.unpack_from("<H", block, ROLES_AT + 2 * number)[0] if number < most else SPARE
+    roles = struct.unpack_from(f"<{most}H", block, ROLES_AT)
     return Superblock(
+        at=at,
         uuid=str(UUID(bytes=uuid)),
         name=name.split(b"\0", 1)[0].decode("utf-8", "replace").rsplit(":", 1)[-1],
         level=level,
@@ -261,10 +295,14 @@ def _superblock_1(block: bytes, at: int, size: int) -> Superblock | None:
         members=members,
         start=start * SECTOR,
         length=length * SECTOR,
-        place=role if role < SPARE else None,
+        number=number,
+        roles=tuple(role if role < SPARE else None for role in roles),
         events=struct.unpack_from("<Q", block, EVENTS_AT)[0],
         in_sync=not features & RECOVERY or recovered >= used,
         reshaping=bool(features & RESHAPE),
+        clean=struct.unpack_from("<Q", block, RESYNC_AT)[0] == NOTHING_TO_SYNC,
+        has_journal=bool(features & JOURNAL),
+        has_bad_blocks=bool(features & BAD_BLOCKS),
         layout_known=bool(features & RAID0_LAYOUT) and layout in (1, 2),
     )
 
@@ -288,13 +326,12 @@ def _superblock_0(block: bytes, at: int) -> Superblock | None:
     if (total & 0xFFFFFFFF) + (total >> 32) & 0xFFFFFFFF != words[OLD_SUM]:
         return None
     level = words[7] - (1 << 32) if words[7] >> 31 else words[7]
-    number = words[992]
-    state = words[128 + 32 * number + 4] if number < OLD_MEMBERS else OLD_STATE_FAULTY
     used = words[8] * KIB
     chunk = words[65]
     # Levels without redundancy use all of a member before its superblock, in whole chunks.
     length = at if level in (-1, 0) else used
     return Superblock(
+        at=at,
         uuid=str(UUID(bytes=struct.pack(">4I", *(words[index] for index in OLD_UUID)))),
         name="",
         level=level,
@@ -304,9 +341,16 @@ def _superblock_0(block: bytes, at: int) -> Superblock | None:
         members=words[10],
         start=0,
         length=length,
-        place=words[995] if state & OLD_STATE_SYNC and not state & OLD_STATE_FAULTY else None,
+        number=words[992],
+        roles=tuple(_old_role(words, number) for number in range(OLD_MEMBERS)),
         events=words[40] << 32 | words[39],
         in_sync=True,
-        reshaping=words[3] >= 91,
+        reshaping=words[2] >= OLD_RESHAPE,
+        clean=bool(words[33] & OLD_CLEAN),
         layout_known=False,
     )
+
+
+def _old_role(words: Sequence[int], number: int) -> int | None:
+    place, state = words[128 + 32 * number + 3 : 128 + 32 * number + 5]
+    return place if state & OLD_STATE_SYNC and not state & OLD_STATE_FAULTY else None

@@ -15,7 +15,8 @@ MAX_WARNINGS = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """One partition. `start` and `length` are bytes, and lie within the disk. `type` is the GUID of a GPT
+    """One partition. `start` and `length` are bytes, and lie within the disk; `is_cut` if it says that it is
+    longer. `type` is the GUID of a GPT
     partition (lower case), or the type byte of an MBR one as `0x83`; `type_name` says it in words where it
     is known. `label` is the GPT's name; `uuid` is what Linux shows as PARTUUID."""
 
@@ -27,6 +28,7 @@ class Volume:
     type_name: str | None = None
     label: str | None = None
     uuid: str | None = None
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

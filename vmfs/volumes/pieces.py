@@ -34,11 +34,16 @@ class Ground(NamedTuple):
     length: int
 
 
+Pieces = Sequence[Piece]
+"""Of a whole volume, in order and without gaps."""
+
+
 class LaidSpace(Space, Protocol):
     """A Space that knows where on the point's disks it lies."""
 
-    def pieces(self) -> Sequence[Piece] | None:
-        """In order and without gaps; None when the volume is no plain concatenation."""
+    def copies(self) -> Sequence[Pieces]:
+        """The volume, as often as it is there: once, or more often for a mirror. Copies may have pieces in
+        common. Empty when the volume is no plain concatenation."""
 
     def footprint(self) -> Sequence[Ground]:
         """All that the content depends on: where none of these bytes differ, nor does the content. It may be
@@ -54,8 +59,8 @@ class WholeDisk:
         self.read = disk.read
         self.extents = disk.extents
 
-    def pieces(self) -> Sequence[Piece] | None:
-        return (Piece(0, self.size, self.number, 0),) if self.size else ()
+    def copies(self) -> Sequence[Pieces]:
+        return ((Piece(0, self.size, self.number, 0),) if self.size else (),)
 
     def footprint(self) -> Sequence[Ground]:
         return (Ground(self.number, 0, self.size),) if self.size else ()
@@ -75,8 +80,8 @@ class Zeros:
         if start < end:
             yield Extent(start, end - start, True)
 
-    def pieces(self) -> Sequence[Piece] | None:
-        return None
+    def copies(self) -> Sequence[Pieces]:
+        return ()
 
     def footprint(self) -> Sequence[Ground]:
         return ()
@@ -101,15 +106,15 @@ class Part:
         if start < end:
             yield from moved(self.space.extents(self.start + start, self.start + end), -self.start)
 
-    def pieces(self) -> Sequence[Piece] | None:
-        below = self.space.pieces()
-        if below is None:
-            return None
+    def copies(self) -> Sequence[Pieces]:
+        return tuple(self._within(pieces) for pieces in self.space.copies())
+
+    def _within(self, pieces: Pieces) -> Pieces:
         found = []
         end = self.start + self.size
         # Pieces are without gaps, so the first that matters is the last that starts at or before us.
-        first = bisect_right(below, self.start, key=lambda piece: piece.start) - 1
-        for piece in below[max(0, first) :]:
+        first = bisect_right(pieces, self.start, key=lambda piece: piece.start) - 1
+        for piece in pieces[max(0, first) :]:
             low, high = max(piece.start, self.start), min(piece.start + piece.length, end)
             if piece.start >= end:
                 break
@@ -120,10 +125,11 @@ class Part:
         return tuple(found)
 
     def footprint(self) -> Sequence[Ground]:
-        pieces = self.pieces()
-        if pieces is None:
+        copies = self.copies()
+        if not copies:
             return self.space.footprint()
-        return tuple(Ground(piece.disk, piece.offset, piece.length) for piece in pieces)
+        grounds = (Ground(piece.disk, piece.offset, piece.length) for pieces in copies for piece in pieces)
+        return tuple(dict.fromkeys(grounds))
 
 
 class Joined:
@@ -166,15 +172,25 @@ class Joined:
             start = until
             index += 1
 
-    def pieces(self) -> Sequence[Piece] | None:
-        found: list[Piece] = []
-        for first, part in zip(self._starts, self.parts, strict=True):
-            below = part.pieces()
-            if below is None or len(found) + len(below) > MAX_PIECES:
-                return None
-            for piece in below:
-                found.append(piece._replace(start=first + piece.start))
-        return tuple(found)
+    def copies(self) -> Sequence[Pieces]:
+        below = [part.copies() for part in self.parts]
+        if not all(below):
+            return ()
+        # Where only some parts are mirrors, the others are in all copies.
+        return tuple(
+            pieces
+            for number in range(max(map(len, below), default=1))
+            if (pieces := self._row([copies[min(number, len(copies) - 1)] for copies in below])) is not None
+        )
+
+    def _row(self, parts: Sequence[Pieces]) -> Pieces | None:
+        if sum(map(len, parts)) > MAX_PIECES:
+            return None
+        return tuple(
+            piece._replace(start=first + piece.start)
+            for first, pieces in zip(self._starts, parts, strict=True)
+            for piece in pieces
+        )
 
     def footprint(self) -> Sequence[Ground]:
         return footprint(self.parts)
@@ -201,9 +217,9 @@ class Mirror:
         start, end = bounds(self.size, start, end)
         return self.legs[0].extents(start, end)
 
-    def pieces(self) -> Sequence[Piece] | None:
-        """Those of the first leg: who reads by these does without the others."""
-        return Part(self.legs[0], 0, self.size).pieces()
+    def copies(self) -> Sequence[Pieces]:
+        legs = [Part(leg, 0, self.size).copies() for leg in self.legs]
+        return tuple(pieces for copies in legs for pieces in copies) if all(legs) else ()
 
     def footprint(self) -> Sequence[Ground]:
         return footprint(self.legs)
@@ -259,7 +275,7 @@ class Striped:
         per_row = self._chunks_per_row * self.chunk
         low = start // per_row * self.chunk
         high = -(-end // per_row) * self.chunk
-        for first, until, zero in _all_zero(self.columns, low, high):
+        for first, until, zero in all_zero(self.columns, low, high):
             if zero:
                 # Only whole rows: the rest of a row that data begins in is data.
                 first_row, end_row = -(-first // self.chunk), until // self.chunk
@@ -274,8 +290,8 @@ class Striped:
         if start < end:
             yield Extent(start, end - start, False)
 
-    def pieces(self) -> Sequence[Piece] | None:
-        return None
+    def copies(self) -> Sequence[Pieces]:
+        return ()
 
     def footprint(self) -> Sequence[Ground]:
         return footprint(self.columns)
@@ -292,7 +308,7 @@ class _Run:
         self.data = memoryview(b"")
 
 
-def _all_zero(columns: Sequence[LaidSpace], start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+def all_zero(columns: Sequence[LaidSpace], start: int, end: int) -> Iterator[tuple[int, int, bool]]:
     """[start, end) of the columns as (start, end, whether it is zeros in all of them); what is beyond the end
     of a column counts as zeros."""
     walks = [column.extents(start, min(end, column.size)) for column in columns if column.size > start]

@@ -1,16 +1,17 @@
 """Where the chunks of RAID levels 0, 4, 5, 6 and 10 lie, as the Linux md driver deals them out.
 
-Only data: parity is skipped, nothing is rebuilt. From drivers/md/raid5.c (raid5_compute_sector) and raid10.c
+Parity is read only for what a lost member held. From drivers/md/raid5.c (raid5_compute_sector) and raid10.c
 of Linux; the numbers of layouts are those of the superblocks of md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 from vmfs.volumes.damage import Unmappable
 from vmfs.volumes.pieces import LaidSpace, Mirror, Part, Striped, bounds
+from vmfs.volumes.rebuilt import Rebuilt, Recipe, Row, recipe
 from vmfs.volumes.space import Extent
 
 SECTOR = 512
@@ -93,6 +94,10 @@ LAYOUTS_5: dict[int, _Column] = {
     4: _parity_first,
     5: _parity_last,
 }
+ROTATING_N_CONTINUE = 10
+LEFT_ASYMMETRIC_6 = 16
+DDF_LAYOUTS = (8, 9, ROTATING_N_CONTINUE)
+"""In these, the power of 2 in Q is the number of the column."""
 LAYOUTS_6: dict[int, _Column] = {
     0: _left_asymmetric_6,
     1: _right_asymmetric_6,
@@ -102,8 +107,8 @@ LAYOUTS_6: dict[int, _Column] = {
     5: _parity_last,
     8: _right_asymmetric_6,
     9: _rotating_n_restart,
-    10: _rotating_n_continue,
-    16: _one_less(_left_asymmetric_5),
+    ROTATING_N_CONTINUE: _rotating_n_continue,
+    LEFT_ASYMMETRIC_6: _one_less(_left_asymmetric_5),
     17: _one_less(_right_asymmetric_5),
     18: _one_less(_left_symmetric_5),
     19: _one_less(_right_symmetric_5),
@@ -126,16 +131,64 @@ def striped(columns: Sequence[LaidSpace], chunk: int, rotation: int = 0) -> Laid
     return Striped(columns, chunk, rows * chunk * count, place, count)
 
 
-def parity(columns: Sequence[LaidSpace], chunk: int, level: int, layout: int) -> LaidSpace:
-    """Level 4, 5 or 6. Raises Unmappable for a layout that is not known."""
-    column_of = (LAYOUTS_6 if level == 6 else LAYOUTS_5).get(5 if level == 4 else layout)
+def parity(columns: Sequence[LaidSpace | None], chunk: int, level: int, layout: int) -> LaidSpace:
+    """Level 4, 5 or 6. What lost columns (None) held is computed. Raises Unmappable when these are too many,
+    and for a layout that is not known."""
+    if level == 4:
+        layout = 5
+    column_of = (LAYOUTS_6 if level == 6 else LAYOUTS_5).get(layout)
     if column_of is None:
         raise Unmappable(f"its layout {layout} of RAID {level} is not known")
     _check(columns, chunk, least=4 if level == 6 else 2)
+    spare = redundancy(level)
     count = len(columns)
-    data = count - (2 if level == 6 else 1)
-    rows = min(column.size for column in columns) // chunk
-    return Striped(columns, chunk, rows * chunk * data, partial(_parity_place, column_of, count, data), data)
+    data = count - spare
+    present = [column for column in columns if column is not None]
+    if count - len(present) > spare:
+        raise Unmappable(
+            f"{count - len(present)} of its {count} members are missing or out of date, and its parity makes "
+            f"up for {spare}"
+        )
+    rows = min(column.size for column in present) // chunk
+    lost = [number for number, column in enumerate(columns) if column is None]
+    # After so many rows a layout repeats.
+    period = count - 1 if level == 6 and layout >= LEFT_ASYMMETRIC_6 else count
+
+    @lru_cache(MAX_MEMBERS)
+    def recipes(wanted: int, row: int) -> Recipe | None:
+        found = _row(column_of, count, layout, level, row)
+        return recipe(found, lost, wanted) if wanted in found.powers else None
+
+    def lost_column(number: int) -> LaidSpace:
+        return Rebuilt(columns, chunk, rows, lambda row: recipes(number, row % period))
+
+    whole = [lost_column(number) if column is None else column for number, column in enumerate(columns)]
+    return Striped(whole, chunk, rows * chunk * data, partial(_parity_place, column_of, count, data), data)
+
+
+def redundancy(level: int) -> int:
+    """How many members may be lost of level 4, 5 or 6."""
+    return 2 if level == 6 else 1
+
+
+def _row(column_of: _Column, count: int, layout: int, level: int, row: int) -> Row:
+    """Where parity is, and how Q is made (raid6_d0 and raid6_idx_to_slot of drivers/md/raid5.c)."""
+    data = [column_of(row, index, count) for index in range(count - redundancy(level))]
+    if level != 6:
+        (p,) = set(range(count)) - set(data)
+        return Row(p, None, dict.fromkeys(data, 0))
+    first, last = sorted(set(range(count)) - set(data))
+    # Q follows P, around the end; it comes before P in one layout, and is the last column in others.
+    p, q = (last, first) if (first, last) == (0, count - 1) else (first, last)
+    if layout == ROTATING_N_CONTINUE:
+        p, q = q, p
+    elif layout >= LEFT_ASYMMETRIC_6:
+        p, q = first, last
+    if layout in DDF_LAYOUTS:
+        return Row(p, q, {column: column for column in data})
+    begin = 0 if q == count - 1 else q + 1
+    order = [column for step in range(count) if (column := (begin + step) % count) not in (p, q)]
+    return Row(p, q, {column: power for power, column in enumerate(order)})
 
 
 def _parity_place(column_of: _Column, count: int, data: int, number: int) -> tuple[int, int]:
@@ -183,7 +236,7 @@ class _Uneven(Striped):
             yield Extent(start, end - start, False)
 
 
-def _check(columns: Sequence[LaidSpace], chunk: int, least: int) -> None:
+def _check(columns: Sequence[LaidSpace | None], chunk: int, least: int) -> None:
     if not least <= len(columns) <= MAX_MEMBERS:
         raise Unmappable(f"it is said to have {len(columns)} members")
     if not SECTOR <= chunk <= MAX_CHUNK or chunk % SECTOR:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from vmfs.volumes.damage import VolumeDamagedError
-from vmfs.volumes.pieces import Ground, LaidSpace, Piece, bounds, clipped, footprint, merged, moved
+from vmfs.volumes.pieces import Ground, LaidSpace, Pieces, bounds, clipped, footprint, merged, moved
 
 
 class Run(NamedTuple):
@@ -74,8 +74,8 @@ class Remapped:
         if start < end:
             yield start, end - start, None
 
-    def pieces(self) -> Sequence[Piece] | None:
-        return None
+    def copies(self) -> Sequence[Pieces]:
+        return ()
 
     def footprint(self) -> Sequence[Ground]:
         return footprint((self.base, self.store, *self._also))

@@ -68,10 +68,14 @@ class Step(NamedTuple):
 
 
 class Tree:
-    """`mounts` are the roots of file systems by the directories that they cover (`File.identity`)."""
+    """`mounts` are the roots of file systems by the directories that they cover (`File.identity`); `prefix`
+    is what a person puts before a path in it: `vda-p1:`, `D:`, or nothing."""
 
-    def __init__(self, root: File, mounts: Mapping[tuple[int, int], File] | None = None) -> None:
+    def __init__(
+        self, root: File, mounts: Mapping[tuple[int, int], File] | None = None, *, prefix: bytes = b""
+    ) -> None:
         self.root = root
+        self.prefix = prefix
         self.mounts = dict(mounts or {})
         self.closed: dict[tuple[int, int], GuestError] = {}
         """Directories over which a file system is mounted that cannot be read, and why: what lies under them
@@ -156,6 +160,10 @@ class Tree:
                 entered.add(file.identity)
                 yield step
                 levels.append((step.parts, file, self._listed(step.parts, file)))
+
+    def place_of(self, start: File, step: Step) -> bytes:
+        """Where a step of a walk is, for a person."""
+        return self.prefix + (b"/".join((start.path.rstrip(b"/"), *step.parts)) or b"/")
 
     def _listed(self, parts: tuple[bytes, ...], directory: File) -> Iterator[Step]:
         try:

@@ -19,9 +19,11 @@ import trio
 from vmfs.fs.attributes import IMMUTABLE_TIMEOUT, absent
 from vmfs.fs.entries import Entry
 from vmfs.fs.guests.attributes import of_guest, of_unreadable
+from vmfs.fs.guests.data import WORTH_ASKING
 from vmfs.fs.guests.numbers import Volume, Volumes
 from vmfs.fs.guests.opening import GuestSource
 from vmfs.fs.log import warn_once
+from vmfs.fs.reading import OpenFile, Reader
 from vmfs.fs.workers import Workers
 from vmfs.volumes.files.client import FileSystem, Found, GuestError, Stat
 
@@ -43,6 +45,16 @@ class Place:
 
 
 @dataclass(slots=True)
+class OpenGuest:
+    """One open handle of a guest's file. `data`: the file as pieces of disks, if it is known to be that;
+    `asked` whether somebody was to find that out."""
+
+    place: Place
+    data: OpenFile | None = None
+    asked: bool = False
+
+
+@dataclass(slots=True)
 class GuestDirectory:
     """An open directory, as it was when it was opened."""
 
@@ -61,8 +73,9 @@ class _Door:
 class GuestFiles:
     """Belongs to the thread of the event loop. A context manager: its threads live while it is entered."""
 
-    def __init__(self, source: GuestSource) -> None:
+    def __init__(self, source: GuestSource, reader: Reader) -> None:
         self._source = source
+        self._reader = reader
         self._volumes = Volumes()
         self._threads = Workers("vmfs-files", _THREADS)
         self._doors: dict[str, _Door] = {}
@@ -145,8 +158,18 @@ class GuestFiles:
                 return
             volume.held += 1
 
-    async def read(self, place: Place, offset: int, length: int) -> bytes:
-        """Raises GuestError."""
+    async def read(self, file: OpenGuest, offset: int, length: int) -> bytes | memoryview:
+        """Raises GuestError. A view holds until the caller lets other tasks run."""
+        place = file.place
+        if length >= WORTH_ASKING and not file.asked:
+            file.asked = True
+            content = await self._ask(
+                place.volume,
+                partial(self._source.content, place.volume.point, place.volume.index, place.node),
+            )
+            file.data = OpenFile(content) if content is not None else None
+        if file.data is not None:
+            return await self._reader.read(file.data, offset, length)
         try:
             return await self._call(place.volume, lambda fs: fs.read(place.node, offset, length))
         except GuestError as error:
@@ -183,11 +206,15 @@ class GuestFiles:
 
     async def _call(self, volume: Volume, work: Callable[[FileSystem], R]) -> R:
         """Have a thread ask the volume's file system. Raises GuestError, IntegrityError and StoreError."""
+        return await self._ask(volume, partial(self._source.ask, volume.point, volume.index, work))
+
+    async def _ask(self, volume: Volume, question: Callable[[], R]) -> R:
+        """Have a thread do what makes the volume's worker work."""
         door = self._doors.setdefault(volume.key, _Door())
         door.users += 1
         try:
             async with door.limit:
-                return await self._threads.run(partial(self._source.ask, volume.point, volume.index, work))
+                return await self._threads.run(question)
         finally:
             door.users -= 1
             if not door.users:
@@ -199,10 +226,12 @@ def scan_of(filesystem: FileSystem, node: int) -> Sequence[Found]:
     entries = []
     for found in filesystem.scan(node):
         if not _is_name(found.name):
-            warn_once(f"{filesystem.name}: the name {found.name[:80]!r} cannot be shown; it is left out")
+            warn_once(
+                f"volume {filesystem.name}: the name {found.name[:80]!r} cannot be shown; it is left out"
+            )
             continue
         if found.stat is None:
-            warn_once(f"{filesystem.name}: {found.name[:80]!r} cannot be read: {found.problem}")
+            warn_once(f"volume {filesystem.name}: {found.name[:80]!r} cannot be read: {found.problem}")
         entries.append(found)
     return entries
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from threading import Lock, Thread
 from typing import TypeVar
 
+from vmfs.fs.content import Content
+from vmfs.fs.guests.data import file_content
 from vmfs.fs.points import Points
 from vmfs.volumes.files.client import FileSystem, GuestError
 from vmfs.volumes.files.pool import FileSystems
@@ -39,6 +41,18 @@ class GuestSource:
         # It was let go of between the two, as other points were looked at.
         return question(self._open(point, index))
 
+    def content(self, point: str, index: int, node: int) -> Content | None:
+        """A regular file as pieces of disks, if it is that. Raises as `ask`."""
+        runs = self.ask(point, index, lambda filesystem: filesystem.runs(node))
+        if runs is None:
+            return None
+        found = self._points.layout(point)
+
+        def read(offset: int, length: int) -> bytes:
+            return self.ask(point, index, lambda filesystem: filesystem.read(node, offset, length))
+
+        return file_content(found.name_of(index), runs, found.content(index), self._points.chunk_size, read)
+
     def close(self) -> None:
         """End all workers."""
         # A worker may hang, and nobody is to wait for that.
@@ -50,7 +64,7 @@ class GuestSource:
         found = self._points.layout(point)
         volume = found.volumes[index]
         type_ = volume.content.type if volume.content else ""
-        filesystem = self._pool.open(point, volume.key, volume.space, type_, name=found.name_of(index))
+        filesystem = self._pool.open(point, volume.key, volume.space, type_, name=found.label_of(index))
         self._note(point)
         if found.warnings_of(index) is None:
             found.say(index, filesystem.warnings)

@@ -6,15 +6,13 @@ import errno
 import logging
 import os
 import time
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import accumulate
 
 from vmfs.fs.content import Content
 from vmfs.fs.reading import OpenFile, Reader
 from vmfs.fs.scratch.overlay import Overlay
-from vmfs.fs.scratch.view import Region
+from vmfs.fs.scratch.view import NO_REGIONS, Region, Regions
 from vmfs.fs.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -40,40 +38,33 @@ class Pace:
 
 
 class ScratchFile(OpenFile):
-    """One open handle. `regions` are where its bytes lie, None for a file that cannot be written to. Each
-    write is made durable at once if it is `synchronous`."""
+    """One open handle. `copies` are where its bytes lie; of several, as of a mirror, all are written and the
+    first is read. A file that has none cannot be written to. Each write is made durable at once if it is
+    `synchronous`."""
 
-    def __init__(
-        self, content: Content, regions: Sequence[Region] | None, *, synchronous: bool = False
-    ) -> None:
+    def __init__(self, content: Content, copies: Sequence[Regions], *, synchronous: bool = False) -> None:
         super().__init__(content)
-        self.regions = regions or ()
-        self.writable = regions is not None
+        self.copies = copies
         self.synchronous = synchronous
         # Written through this handle since its last flush.
         self.changed = False
-        self._starts = [0, *accumulate(region.size for region in self.regions)][:-1]
+
+    @property
+    def writable(self) -> bool:
+        return bool(self.copies)
+
+    @property
+    def regions(self) -> Regions:
+        """What is read."""
+        return self.copies[0] if self.copies else NO_REGIONS
 
     @property
     def untouched(self) -> bool:
         return all(region.disk.overlay is None for region in self.regions)
 
     def overlays(self) -> list[Overlay]:
-        found = dict.fromkeys(region.disk.overlay for region in self.regions)
+        found = dict.fromkeys(region.disk.overlay for regions in self.copies for region in regions)
         return [overlay for overlay in found if overlay is not None]
-
-    def within(self, offset: int, length: int) -> Iterator[tuple[Region, int, int, int]]:
-        """The parts of a range of the file, in order: (region, offset on its disk, length, offset in the
-        file)."""
-        end = min(offset + length, self.content.size)
-        number = bisect_right(self._starts, offset) - 1
-        while offset < end:
-            region, start = self.regions[number], offset - self._starts[number]
-            count = min(end - offset, region.size - start)
-            if count > 0:
-                yield region, region.start + start, count, offset
-            offset += count
-            number += 1
 
 
 class ScratchFiles:
@@ -118,9 +109,17 @@ class ScratchFiles:
         if offset >= file.content.size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         file.changed = True
-        done = 0
         view = memoryview(data)
-        for region, at, count, start in file.within(offset, len(data)):
+        for regions in file.copies:
+            # What did not fit into one copy is not written to the next.
+            view = view[: await self._write_copy(regions, offset, view)]
+        if file.synchronous:
+            await self.sync(file)
+        return len(view)
+
+    async def _write_copy(self, regions: Regions, offset: int, view: memoryview) -> int:
+        done = 0
+        for region, at, count, start in regions.within(offset, len(view)):
             part = view[start - offset : start - offset + count]
             try:
                 written = await self._write(region, at, part)
@@ -131,8 +130,6 @@ class ScratchFiles:
             done += written
             if written < count:
                 break
-        if file.synchronous:
-            await self.sync(file)
         return done
 
     async def _write(self, region: Region, offset: int, data: memoryview) -> int:
@@ -162,7 +159,7 @@ class ScratchFiles:
 def _runs(file: ScratchFile, offset: int, length: int) -> Iterator[tuple[int, int, int, Overlay | None]]:
     """The range as (offset in the file, length, offset on the disk, the overlay it was written to if it
     was)."""
-    for region, at, count, start in file.within(offset, length):
+    for region, at, count, start in file.regions.within(offset, length):
         overlay = region.disk.overlay
         if overlay is None:
             yield start, count, at, None

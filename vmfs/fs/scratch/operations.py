@@ -64,9 +64,9 @@ class ScratchOperations(Operations):
         if is_guest(inode) or (entry := self._entry(inode)).role not in RAW:
             return await super().open(inode, flags, ctx)
         content = await trio.to_thread.run_sync(self._tree.open, entry, abandon_on_cancel=True)
-        regions = await trio.to_thread.run_sync(self._view.regions, entry, content, abandon_on_cancel=True)
+        copies = await trio.to_thread.run_sync(self._view.regions, entry, content, abandon_on_cancel=True)
         # The kernel leaves O_DSYNC and O_SYNC to us.
-        file = ScratchFile(content, regions, synchronous=bool(flags & os.O_DSYNC))
+        file = ScratchFile(content, copies, synchronous=bool(flags & os.O_DSYNC))
         if flags & os.O_ACCMODE != os.O_RDONLY and not file.writable:
             raise pyfuse3.FUSEError(errno.EROFS)
         # O_TRUNC does to it what it does to a block device: nothing.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ SEGMENT = 1 << 40
 MAP_MAGIC = b"VMFSOVER"
 MAP_ENDING = ".map"
 NEW_ENDING = ".map-new"
+_MAP_NAME = re.compile(r"([0-9A-Z]{26}-[0-9]+)" + re.escape(MAP_ENDING))
 _CREATE = os.O_RDWR | os.O_CREAT
 # More changed pages of the map than this are written before the next write, to bound memory.
 _MANY_DIRTY = KEPT // 2
@@ -356,8 +358,10 @@ def is_zeros(data: Buffer) -> bool:
 
 
 def overlay_stems(names: Iterable[str]) -> list[str]:
-    """Of the overlays that a directory with files of those names has."""
-    return sorted(name.removesuffix(MAP_ENDING) for name in names if name.endswith(MAP_ENDING))
+    """Of the overlays that a directory with files of those names has: the id of a point and the number of a
+    disk."""
+    found = (_MAP_NAME.fullmatch(name) for name in names)
+    return sorted(match[1] for match in found if match)
 
 
 def _write_all(io: Io, descriptor: int, data: bytes, offset: int) -> None:

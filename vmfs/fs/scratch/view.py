@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -55,6 +57,34 @@ class Region:
     size: int
 
 
+class Regions:
+    """Those of a whole file, in order."""
+
+    def __init__(self, regions: Iterable[Region]) -> None:
+        self._regions = tuple(regions)
+        self._ends = list(accumulate(region.size for region in self._regions))
+
+    def __iter__(self) -> Iterator[Region]:
+        return iter(self._regions)
+
+    def within(self, offset: int, length: int) -> Iterator[tuple[Region, int, int, int]]:
+        """The parts of a range of the file, in order: (region, offset on its disk, length, offset in the
+        file)."""
+        end = min(offset + length, self._ends[-1] if self._ends else 0)
+        number = bisect_right(self._ends, offset)
+        while offset < end:
+            region = self._regions[number]
+            start = offset - self._ends[number] + region.size
+            count = min(end - offset, region.size - start)
+            if count > 0:
+                yield region, region.start + start, count, offset
+            offset += count
+            number += 1
+
+
+NO_REGIONS = Regions(())
+
+
 class Facts(NamedTuple):
     """What stat(2) tells of a file that was written to: bytes written, and when that was last."""
 
@@ -74,22 +104,30 @@ class View:
         self._opened: dict[str, tuple[ScratchDisk, ...]] = {}
         self._lock = Lock()
 
-    def regions(self, entry: Entry, content: Content) -> Sequence[Region] | None:
-        """Where the bytes of a raw file lie on the disks of its point, in order; None when they are no
-        concatenation of parts of disks, and it cannot be written to. May block; raises IntegrityError,
-        StoreError."""
-        pieces = content.pieces if isinstance(content, PiecesContent) else [content]
-        parts = [piece for piece in pieces if isinstance(piece, DiskContent)]
-        if not parts or len(parts) < len(pieces):
-            return None
+    def regions(self, entry: Entry, content: Content) -> Sequence[Regions]:
+        """Where the bytes of a raw file lie on the disks of its point, as often as they are there: each leg
+        of a mirror has them. Empty when they are no concatenation of parts of disks, and it cannot be
+        written to. May block; raises IntegrityError, StoreError."""
+        copies: Sequence[Sequence[DiskContent]]
+        if isinstance(content, PiecesContent):
+            copies = [content.pieces, *content.others]
+        elif isinstance(content, DiskContent):
+            copies = [[content]]
+        else:
+            return ()
         manifest = self._source.load_point(entry.point).manifest
         numbers = {disk_name(entry.point, disk.alias): number for number, disk in enumerate(manifest.disks)}
-        regions = [
-            Region(self._disk(entry.point, manifest, numbers[part.disk]), part.reader, part.start, part.size)
-            for part in parts
+        found = [
+            Regions(
+                Region(
+                    self._disk(entry.point, manifest, numbers[part.disk]), part.reader, part.start, part.size
+                )
+                for part in parts
+            )
+            for parts in copies
         ]
-        self._opened[entry.key] = tuple(dict.fromkeys(region.disk for region in regions))
-        return regions
+        self._opened[entry.key] = tuple(dict.fromkeys(region.disk for region in found[0]))
+        return found
 
     def facts(self, entry: Entry) -> Facts | None:
         """Of a raw file; None as long as nothing was written to its disks, and for a volume that nobody has

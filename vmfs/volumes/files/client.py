@@ -11,8 +11,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
-from vmfs.errors import VmfsError
+from vmfs.errors import IntegrityError, StoreError, VmfsError
 from vmfs.volumes.files.ahead import ReadAhead
+from vmfs.volumes.files.plain import FileRuns, RunsOfFiles, few
 from vmfs.volumes.files.process import Limits, RequestFailed, WorkerDied, WorkerProcess
 from vmfs.volumes.files.worker import wire
 from vmfs.volumes.files.worker.model import Found, Stat
@@ -27,11 +28,13 @@ _T = TypeVar("_T")
 
 STARTS = 12
 _PERIOD = 60.0
+"""Of a file system that kills its workers, no more than that many are started in so many seconds."""
+_LARGE = 256 << 10
+"""Bytes: for reads as long as that it is worth to ask where the data lies."""
 _LONGEST_PATH = 4096
 """Bytes with the zero at the end: PATH_MAX of Linux."""
 _LONGEST_XATTR = 255
 """Bytes of a name: XATTR_NAME_MAX of Linux."""
-"""Of a file system that kills its workers, no more than that many are started in so many seconds."""
 
 
 class GuestError(VmfsError):
@@ -58,6 +61,7 @@ class FileSystem:
         self._limits = limits
         self._lock = threading.RLock()
         self._ahead = ReadAhead(self._read, wire.PIECE)
+        self._runs = RunsOfFiles(self._find_runs)
         self._worker: WorkerProcess | None = None
         self._closed = False
         self._starts: deque[float] = deque(maxlen=STARTS)
@@ -99,7 +103,12 @@ class FileSystem:
 
     def read(self, node: int, offset: int, length: int) -> bytes:
         """Bytes [offset, offset + length) of a file, clipped at its end."""
-        return self._ahead.read(node, offset, length)
+        runs = self._runs.of(node) if length >= _LARGE else None
+        return self._ahead.read(node, offset, length) if runs is None else self._gather(runs, offset, length)
+
+    def runs(self, node: int) -> FileRuns | None:
+        """Where the data of a regular file lies in the volume, if it lies there as it is."""
+        return self._runs.of(node)
 
     def xattrs(self, node: int) -> dict[bytes, bytes]:
         strings = self._decode(
@@ -161,6 +170,33 @@ class FileSystem:
 
     def _piece(self, node: int, offset: int, length: int) -> bytes:
         return self._call(lambda worker: worker.read(node, offset, length))
+
+    def _gather(self, runs: FileRuns, offset: int, length: int) -> bytes:
+        try:
+            pieces = [
+                bytes(count) if place is None else self._space.read(place, count)
+                for count, place in runs.within(offset, length)
+            ]
+        except (IntegrityError, StoreError) as error:
+            raise self._error(errno.EIO, str(error), error.exit_status) from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _find_runs(self, node: int) -> FileRuns | None:
+        def ask(worker: WorkerProcess) -> list[bytes] | None:
+            try:
+                return worker.request(Op.RUNS, node)
+            except RequestFailed:
+                return None
+
+        parts = self._call(ask)
+        if parts is None:
+            return None
+        try:
+            runs = wire.unpack_runs(b"".join(parts))
+            return FileRuns(self.stat(node).size, runs, self._space.size) if few(runs) else None
+        except ValueError:
+            # What is wrong with it is said to who reads it.
+            return None
 
     def _decode(self, parts: list[bytes], decode: Callable[[bytes], _T]) -> _T:
         try:

@@ -138,7 +138,7 @@ class Groups:
             member = _chosen(ref, by_uuid.get(ref.uuid, []), say)
             if member is not None:
                 members[ref.name] = member
-        mapper = Mapper(group, {name: volume.space for name, volume in members.items()})
+        mapper = Mapper(group, {name: volume.space for name, volume in members.items()}, say)
         uuids: set[str] = set()
         for logical in mapper.visible():
             if logical.uuid in uuids:

@@ -1,7 +1,7 @@
 """From a volume group's metadata to spaces: which bytes of which physical volumes a logical volume is.
 
 The types of segments and their keys are those of lib/raid, lib/striped, lib/mirror, lib/thin and lib/snapshot
-of LVM2. What is not read here (caches, VDO, integrity) is said so, and left out.
+of LVM2. What is not read here (caches that hold data of their own, VDO, integrity) is said so, and left out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from vmfs.volumes import raid
 from vmfs.volumes.damage import Unmappable
 from vmfs.volumes.lvm.group import MAX_BYTES, SECTOR, Group, LogicalVolume, Segment, number
 from vmfs.volumes.lvm.images import in_sync
+from vmfs.volumes.lvm.label import Warn
 from vmfs.volumes.lvm.snapshot import open_snapshot
 from vmfs.volumes.lvm.text import Scalar, TextError
 from vmfs.volumes.lvm.thin import ThinPool
@@ -46,7 +47,6 @@ RAID_TYPES = {
 TOO_LARGE = "it is said to be larger than anything can be"
 RAID_10 = ("raid10", "raid10_near")
 NOT_READ = {
-    "cache": "a cache lies before it, and the newest data may be there; caches are not read",
     "writecache": "a write cache lies before it, and the newest data may be there; caches are not read",
     "vdo": "it is deduplicated and compressed (VDO), which is not read",
     "vdo-pool": "it is deduplicated and compressed (VDO), which is not read",
@@ -73,10 +73,12 @@ class _Part(NamedTuple):
 
 
 class Mapper:
-    """The logical volumes of one group. `physical` has a space for each physical volume that is there."""
+    """The logical volumes of one group. `physical` has a space for each physical volume that is there; `warn`
+    takes what is worth knowing of volumes that could be put together all the same."""
 
-    def __init__(self, group: Group, physical: Mapping[str, LaidSpace]) -> None:
+    def __init__(self, group: Group, physical: Mapping[str, LaidSpace], warn: Warn) -> None:
         self._group = group
+        self._warn = warn
         self._physical = physical
         self._known: dict[str, LaidSpace | Unmappable] = {}
         self._parts: dict[str, int] = {}
@@ -107,7 +109,13 @@ class Mapper:
         if size > MAX_BYTES:
             raise Unmappable(TOO_LARGE)
         origin, store = self._plain(snapshot.origin), self._plain(snapshot.store)
-        return open_snapshot(origin, store, size)
+        space = open_snapshot(origin, store, size)
+        if snapshot.merging:
+            # It may wait for the guest's next start, but from then on is all that the guest sees.
+            self._warn(
+                f"volume {name}: {snapshot.store} is being merged into it; shown is what comes of that"
+            )
+        return space
 
     def lies_on(self, name: str) -> frozenset[str]:
         """The names of the physical volumes that a volume, which has been put together, lies on."""
@@ -156,7 +164,9 @@ class Mapper:
         size = segment.extents * self._group.extent
         if kind in NOT_READ:
             raise Unmappable(NOT_READ[kind])
-        if kind in ("striped", "linear"):
+        if kind == "cache":
+            space = self._cached(name, segment)
+        elif kind in ("striped", "linear"):
             space = self._striped(name, segment)
         elif kind == "mirror":
             space = self._mirror(name, segment)
@@ -200,7 +210,7 @@ class Mapper:
             raise Unmappable("it is being reshaped, which is not read")
         images, metas = _images(segment)
         columns: list[LaidSpace | None] = []
-        problem = Unmappable("it has no members")
+        problem = Unmappable("too many of its members are out of date")
         for image in images:
             try:
                 columns.append(self._below(name, image))
@@ -218,17 +228,20 @@ class Mapper:
             copies = number(facts, "data_copies", 16, 1) if "data_copies" in facts else 2
             return raid.copied(columns, chunk, copies)
         present = [column for column in columns if column is not None]
-        if len(present) < len(columns):
-            if all(self._is_there(image) for image in images):
-                raise Unmappable("a member is out of date, and members are not rebuilt from the others")
-            raise Unmappable(f"{problem}, and members are not rebuilt from the others")
         if kind in ("raid0", "raid0_meta"):
+            if len(present) < len(columns):
+                raise problem
             return raid.striped(present, chunk)
         level, layout = RAID_TYPES[kind]
-        return raid.parity(present, chunk, level, layout)
-
-    def _is_there(self, name: str) -> bool:
-        return not isinstance(self._known.get(name), Unmappable)
+        if len(columns) - len(present) > raid.redundancy(level):
+            raise problem
+        space = raid.parity(columns, chunk, level, layout)
+        if len(present) < len(columns):
+            self._warn(
+                f"volume {name}: {len(columns) - len(present)} of its {len(columns)} members are missing or "
+                "out of date; what they held is computed from the parity, wrongly where that was not in sync"
+            )
+        return space
 
     def _drop_stale(self, columns: list[LaidSpace | None], metas: list[str]) -> None:
         """A member that the array did without for a while is not read."""
@@ -242,6 +255,17 @@ class Mapper:
         for index, column in enumerate(columns):
             if column is not None and index < len(good) and not good[index]:
                 columns[index] = None
+
+    def _cached(self, name: str, segment: Segment) -> LaidSpace:
+        """What lies behind a cache that holds nothing of its own. Its mode is said of the cache, or where
+        that is a single volume, of what is cached (lib/cache_segtype/cache.c)."""
+        facts, origin = segment.facts, segment.facts.get("origin")
+        pool = self._group.logical.get(str(facts.get("cache_pool")))
+        told = [facts, *(one.facts for one in (pool.segments if pool else ()))]
+        mode = next((one["cache_mode"] for one in told if "cache_mode" in one), None)
+        if mode not in ("writethrough", "passthrough") or not isinstance(origin, str):
+            raise Unmappable("a cache lies before it, and the newest data may be there; caches are not read")
+        return self._below(name, origin)
 
     def _thin(self, name: str, segment: Segment) -> LaidSpace:
         size = segment.extents * self._group.extent

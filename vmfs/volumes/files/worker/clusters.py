@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What FAT and exFAT have in common: files are chains of clusters, and nobody owns them.
 
-As Linux shows them: everything is root's, with mode 0755, or 0555 where it is marked read-only. The number of
-links of a directory is not known, which by convention is 1.
+As Linux shows them: everything is root's, with mode 0755, or 0555 for files that are marked read-only; on a
+directory the mark does not keep anything from being made in it. The number of links of a directory is not
+known, which by convention is 1.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from .model import Device, Found, ReaderError, Stat
+from .model import Device, Found, ReaderError, Run, Stat
 
 ROOT = 1
 """As node. All others are where their entry lies, in bytes of the volume, which is never there."""
@@ -73,6 +74,11 @@ class Chains:
         if most > self._table.clusters:
             raise ReaderError(errno.EIO, "it is larger than the file system")
         return self._runs(entry.first, most, entry.contiguous)
+
+    def places(self, entry: Entry) -> Iterator[tuple[int, int]]:
+        """(place in the volume, length) of the runs, bytes."""
+        for first, count in self.runs(entry):
+            yield self._table.place(first), count * self._size
 
     def read(self, entry: Entry, offset: int, length: int) -> bytes:
         """Raises ReaderError if the chain ends too early."""
@@ -180,6 +186,18 @@ class ClusterReader:
         if entry.length and entry.valid:
             yield 0, min(entry.length, entry.valid)
 
+    def runs(self, node: int) -> Iterator[Run]:
+        entry = self._file(node)
+        stored = min(entry.length or 0, entry.valid)
+        start = 0
+        for place, room in self.chains.places(entry):
+            if start >= stored:
+                return
+            yield Run(start, min(room, stored - start), place)
+            start += room
+        if start < stored:
+            raise ReaderError(errno.EIO, "its chain of clusters ends too early")
+
     def xattrs(self, node: int) -> dict[bytes, bytes]:
         return {}
 
@@ -196,13 +214,12 @@ class ClusterReader:
         return entry
 
     def _stat(self, entry: Entry) -> Stat:
-        permissions = 0o555 if entry.attributes & READ_ONLY else 0o755
         if entry.attributes & DIRECTORY:
-            mode, size = stat.S_IFDIR, self.chains.length(entry)
+            mode, size = stat.S_IFDIR | 0o755, self.chains.length(entry)
         else:
-            mode, size = stat.S_IFREG, entry.length or 0
+            mode, size = stat.S_IFREG | (0o555 if entry.attributes & READ_ONLY else 0o755), entry.length or 0
         return Stat(
-            *(entry.node, mode | permissions, 0, 0, 1, size),
+            *(entry.node, mode, 0, 0, 1, size),
             *(entry.mtime, entry.atime, entry.ctime),
             0,
             -(-size // self.chains.cluster_size) * self.chains.cluster_size,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Device(Protocol):
@@ -41,6 +41,14 @@ class Found(NamedTuple):
     name: bytes
     stat: Stat | None
     problem: str | None = None
+
+
+class Run(NamedTuple):
+    """Bytes [start, start + length) of a file lie in the volume as they are, from byte `place` on."""
+
+    start: int
+    length: int
+    place: int
 
 
 class ReaderError(Exception):
@@ -81,3 +89,12 @@ class Reader(Protocol):
 
     def xattrs(self, node: int) -> dict[bytes, bytes]:
         """By full name (`user.x`, `security.capability`)."""
+
+
+@runtime_checkable
+class PlainReader(Protocol):
+    """A Reader that knows where the data of files lies. What it says must give what `read` gives."""
+
+    def runs(self, node: int) -> Iterator[Run]:
+        """Of a regular file, ascending and within its size; all that is in none of them reads as zeros.
+        Raises ReaderError, with EOPNOTSUPP for data that does not lie in the volume as it is."""

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterable, Iterator
 
 from . import wire
-from .model import Reader, ReaderError
+from .model import PlainReader, Reader, ReaderError
 from .wire import Op, Reply
 
 
@@ -88,6 +88,11 @@ def _answer(reader: Reader, op: int, node: int, name: bytes) -> Iterator[bytes]:
         case Op.EXTENTS:
             for extent in reader.extents(node):
                 yield wire.EXTENT.pack(*extent)
+        case Op.RUNS if isinstance(reader, PlainReader):
+            for run in reader.runs(node):
+                yield wire.RUN.pack(*run)
+        case Op.RUNS:
+            raise ReaderError(errno.EOPNOTSUPP, "where its data lies is not known")
         case _:
             raise ReaderError(errno.EINVAL, f"no request has the number {op}")
 

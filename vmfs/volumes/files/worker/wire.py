@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
-from .model import Found, Stat
+from .model import Found, Run, Stat
 
 PIECE = 1 << 20
 """Most bytes that one message moves through the shared memory."""
@@ -34,6 +34,7 @@ class Op(IntEnum):
     READ = 6
     XATTRS = 7
     EXTENTS = 8
+    RUNS = 9
     BLOCK = 16
     """What was asked for by WANT lies in the memory."""
     BLOCK_FAILED = 17
@@ -58,6 +59,7 @@ WANT = struct.Struct("<BQI")
 FAILED = struct.Struct("<BI")
 LENGTH = struct.Struct("<I")
 EXTENT = struct.Struct("<QQ")
+RUN = struct.Struct("<QQQ")
 _STAT = struct.Struct("<QIIIIQQqIqIqIQ")
 _FOUND = struct.Struct("<BHQIIIIQQqIqIqIQ")
 _PROBLEM = struct.Struct("<BHH")
@@ -149,6 +151,13 @@ def unpack_strings(data: bytes) -> Sequence[bytes]:
 def unpack_extents(data: bytes) -> list[tuple[int, int]]:
     try:
         return [(start, length) for start, length in EXTENT.iter_unpack(data)]
+    except struct.error as error:
+        raise ValueError(str(error)) from None
+
+
+def unpack_runs(data: bytes) -> list[Run]:
+    try:
+        return list(map(Run._make, RUN.iter_unpack(data)))
     except struct.error as error:
         raise ValueError(str(error)) from None
 

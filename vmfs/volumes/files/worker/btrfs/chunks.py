@@ -21,6 +21,10 @@ CHUNK_ITEM = 228
 RAID0, RAID1, DUP, RAID10, RAID5, RAID6, RAID1C3, RAID1C4 = 0x8, 0x10, 0x20, 0x40, 0x80, 0x100, 0x200, 0x400
 MIRRORED = RAID1 | DUP | RAID1C3 | RAID1C4
 STRIPED = RAID0 | RAID10 | RAID5 | RAID6
+SPREAD = (
+    "this Btrfs is spread over several devices, of which this is one: "
+    "mount the raw files of all together, by loop devices"
+)
 
 
 class Chunk(NamedTuple):
@@ -50,12 +54,10 @@ class ChunkMap:
             raise ReaderError(EIO, f"the Btrfs chunk {start} is damaged")
         stripes = list(STRIPE.iter_unpack(item[ITEM.size : ITEM.size + count * STRIPE.size]))
         if count > 1 and (kind & STRIPED or not kind & MIRRORED):
-            raise ReaderError(EOPNOTSUPP, "this Btrfs is spread over several devices: mount it as a whole")
+            raise ReaderError(EOPNOTSUPP, SPREAD)
         copies = tuple(offset for device, offset, _ in stripes if device == self._device_id)
         if not copies:
-            raise ReaderError(
-                EOPNOTSUPP, "a part of this Btrfs is on another device: mount all of its devices together"
-            )
+            raise ReaderError(EOPNOTSUPP, SPREAD)
         if any(offset + length > self._device_size for offset in copies):
             raise ReaderError(EIO, f"the Btrfs chunk {start} lies outside of the volume")
         index = bisect_right(self._starts, start)

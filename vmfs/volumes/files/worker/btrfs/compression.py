@@ -7,13 +7,16 @@ import zlib
 from errno import EIO, EOPNOTSUPP
 
 import zstandard
+from lzallright import LZOCompressor, LZOError
 
 from ..model import ReaderError
-from .lzo import LzoError, decompress
 
 NONE, ZLIB, LZO, ZSTD = range(4)
 MAX_UNCOMPRESSED = 128 << 10
 """Bytes; Btrfs compresses no more in one extent."""
+LZO_GROWTH = 16
+"""What cannot be made smaller grows by such a part of it at most, and LZO_MORE bytes."""
+LZO_MORE = 67
 LZO_LENGTH = 4
 """Bytes of the length before the whole, and before each segment."""
 ZSTD_WINDOW = 1 << 17
@@ -36,7 +39,7 @@ def expand(kind: int, data: bytes, size: int, sector_size: int) -> bytes:
                 result = reader.read(size)
         else:
             raise ReaderError(EOPNOTSUPP, f"compression of the unknown type {kind}")
-    except (zlib.error, zstandard.ZstdError, LzoError) as error:
+    except (zlib.error, zstandard.ZstdError, LZOError) as error:
         raise ReaderError(EIO, f"a compressed extent is damaged: {error}") from error
     return result.ljust(size, b"\0")
 
@@ -45,21 +48,23 @@ def _lzo(data: bytes, size: int, sector_size: int) -> bytes:
     """Segments of at most a sector each, compressed on their own. The length of one is never split between
     two sectors."""
     end = min(int.from_bytes(data[:LZO_LENGTH], "little"), len(data))
+    most = sector_size + sector_size // LZO_GROWTH + LZO_MORE
     at = LZO_LENGTH
     pieces: list[bytes] = []
     done = 0
     while at + LZO_LENGTH <= end and done < size:
         length = int.from_bytes(data[at : at + LZO_LENGTH], "little")
         at += LZO_LENGTH
-        if not length or at + length > end:
-            raise LzoError("a segment ends outside of the extent")
-        piece = decompress(data[at : at + length], min(sector_size, size - done))
-        if not piece:
-            raise LzoError("a segment holds nothing")
+        # The library gives all that there is: what it gives is bounded by what it is given.
+        if not length or length > most or at + length > end:
+            raise ReaderError(EIO, "a compressed extent is damaged: a segment has an impossible size")
+        piece = LZOCompressor.decompress(data[at : at + length], sector_size)
+        if not 0 < len(piece) <= sector_size:
+            raise ReaderError(EIO, "a compressed extent is damaged: a segment holds too much, or nothing")
         pieces.append(piece)
         done += len(piece)
         at += length
         left = sector_size - at % sector_size
         if left < LZO_LENGTH:
             at += left
-    return b"".join(pieces)
+    return b"".join(pieces)[:size]

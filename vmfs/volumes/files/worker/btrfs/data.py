@@ -61,17 +61,25 @@ class Data:
         return data[skip : skip + count].ljust(count, b"\0")
 
     def _stored(self, address: int, length: int) -> bytes:
-        """Whole sectors from a logical address on, of the first copy whose checksums hold."""
+        """Whole sectors from a logical address on, of the first copy that can be read and whose checksums
+        hold."""
         pieces = []
         while length:
             copies, count = self._chunks.places(address, length)
             wanted = self._wanted(address, count)
+            problem: Exception = ReaderError(
+                EIO, f"the checksum of data at the Btrfs address {address} is wrong"
+            )
             for place in copies:
-                data = self._device.read(place, count)
+                try:
+                    data = self._device.read(place, count)
+                except OSError as error:
+                    problem = error
+                    continue
                 if len(data) == count and self._holds(data, address, wanted):
                     break
             else:
-                raise ReaderError(EIO, f"the checksum of data at the Btrfs address {address} is wrong")
+                raise problem
             pieces.append(data)
             address += count
             length -= count

@@ -42,11 +42,14 @@ INLINE, REGULAR, PREALLOCATED = range(3)
 
 NODE_BITS = 40
 """The node number of an inode is that of its tree, shifted by so many bits, and its own."""
+PLACEHOLDER = 1 << NODE_BITS - 1
+"""This and the number of a subvolume is the inode of the empty directory that stands in a snapshot where that
+subvolume was."""
 
 
 def node_of(tree: int, inode: int) -> int:
     """Raises ReaderError for numbers that no file system gets to."""
-    if inode >> NODE_BITS or tree >> 63 - NODE_BITS:
+    if inode >= PLACEHOLDER or tree >> 63 - NODE_BITS:
         raise ReaderError(EIO, f"inode {inode} of tree {tree} cannot be")
     return tree << NODE_BITS | inode
 
@@ -78,11 +81,11 @@ class Extent(NamedTuple):
         return self.is_preallocated or (self.inline is None and not self.address)
 
 
-def parse_inode(node: int, raw: bytes) -> Stat:
+def parse_inode(node: int, raw: bytes, sector_size: int) -> Stat:
     """Raises ReaderError."""
     if len(raw) < INODE_SIZE:
         raise ReaderError(EIO, f"inode {node} is damaged: it has only {len(raw)} bytes")
-    _, _, size, _, _, links, uid, gid, mode, device = INODE.unpack_from(raw)
+    _, _, size, allocated, _, links, uid, gid, mode, device = INODE.unpack_from(raw)
     if size > MAX_SIZE:
         raise ReaderError(EIO, f"inode {node} is damaged: its size is {size}")
     atime, ctime, mtime = (
@@ -94,7 +97,9 @@ def parse_inode(node: int, raw: bytes) -> Stat:
         device = os.makedev(device >> 20 & 0xFFF, device & 0xFFFFF)
     else:
         device = 0
-    return Stat(node, mode, uid, gid, links, size, mtime, atime, ctime, device)
+    # What is inline takes as much as it is; the kernel says whole sectors.
+    allocated = min(-(-allocated // sector_size) * sector_size, MAX_SIZE)
+    return Stat(node, mode, uid, gid, links, size, mtime, atime, ctime, device, allocated)
 
 
 def parse_entries(raw: bytes) -> Iterator[Entry]:

@@ -21,6 +21,7 @@ from .inode import (
     EXTENT_DATA,
     INODE_ITEM,
     NODE_BITS,
+    PLACEHOLDER,
     ROOT_ITEM,
     ROOT_REF,
     XATTR_ITEM,
@@ -41,8 +42,6 @@ FIRST_INODE = 256
 SUMS_TREE = 7
 """The tree that holds the checksums of data."""
 LAST_TREE = LAST - 255
-EMPTY = 2
-"""The inode of the empty directory that stands in a snapshot where a subvolume was, as the kernel has it."""
 CHUNKS = 256
 """The object of all items of chunks."""
 
@@ -108,13 +107,13 @@ class BtrfsReader:
         if known is not None:
             return known
         tree, inode = node >> NODE_BITS, node & (1 << NODE_BITS) - 1
-        if inode == EMPTY:
-            top = self.stat(node_of(tree, FIRST_INODE))
-            return top._replace(node=node, mode=stat.S_IFDIR | 0o755, links=1, size=0)
+        if inode & PLACEHOLDER:
+            top = self.stat(tree << NODE_BITS | FIRST_INODE)
+            return top._replace(node=node, mode=stat.S_IFDIR | 0o755, links=1, size=0, allocated=0)
         raw = self._trees.get(self._root_of(tree), (inode, INODE_ITEM, 0))
         if raw is None:
             raise ReaderError(ENOENT, f"there is no inode {inode} in tree {tree}")
-        known = parse_inode(node, raw)
+        known = parse_inode(node, raw, self._superblock.sector_size)
         self._stats.put(node, known)
         return known
 
@@ -171,8 +170,6 @@ class BtrfsReader:
         self.stat(node)
         tree, inode = node >> NODE_BITS, node & (1 << NODE_BITS) - 1
         result: dict[bytes, bytes] = {}
-        if inode == EMPTY:
-            return result
         total = 0
         for _, raw in self._trees.items(
             self._root_of(tree), (inode, XATTR_ITEM, 0), (inode, XATTR_ITEM, LAST)
@@ -227,13 +224,12 @@ class BtrfsReader:
         if kind != ROOT_ITEM:
             raise ReaderError(EIO, f"the entry {entry.name!r} leads to what is no file")
         # A snapshot of a directory with a subvolume in it has the entry, but not the subvolume.
-        raw = self._trees.get(self._roots, (tree, ROOT_REF, number))
-        if raw is None or len(raw) < REFERENCE.size:
-            return self.stat(node_of(tree, EMPTY))
-        owner, _, _ = REFERENCE.unpack_from(raw)
-        if owner != directory or raw[REFERENCE.size :] != entry.name:
-            return self.stat(node_of(tree, EMPTY))
-        return self.stat(node_of(number, FIRST_INODE))
+        raw = self._trees.get(self._roots, (tree, ROOT_REF, number)) or b""
+        if len(raw) > REFERENCE.size and raw[REFERENCE.size :] == entry.name:
+            owner, _, _ = REFERENCE.unpack_from(raw)
+            if owner == directory:
+                return self.stat(node_of(number, FIRST_INODE))
+        return self.stat(node_of(tree, number) | PLACEHOLDER)
 
     def _root_of(self, tree: int) -> Root:
         root = self._known_roots.get(tree)

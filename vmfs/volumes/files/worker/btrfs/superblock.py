@@ -35,9 +35,11 @@ SYSTEM_CHUNKS_AT = 811
 SYSTEM_CHUNKS_SIZE = 2048
 MAX_LEVEL = 7
 
-# Incompatible features. Those left out change where things lie: zones, stripe tree, extent tree 2.
+# Incompatible features
 METADATA_UUID = 0x400
 KNOWN = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x100 | 0x200 | METADATA_UUID | 0x800 | 0x10000
+NOT_READ = {0x1000: "zones", 0x2000: "the extent tree of version 2", 0x4000: "the tree of stripes"}
+"""They change where things lie."""
 
 Checksum = Callable[[bytes], bytes]
 
@@ -88,13 +90,13 @@ def read_superblock(device: Device) -> Superblock:
     """The newest of the mirrors that are sound: the first is damaged as soon as any other. Raises
     ReaderError when there is none, or it needs what this reader does not know."""
     found: list[Superblock] = []
-    problems: list[ReaderError] = []
+    problems: list[Exception] = []
     for place in PLACES:
         if place + SIZE > device.size:
             break
         try:
             found.append(_parse(device.read(place, SIZE), place))
-        except ReaderError as error:
+        except (ReaderError, OSError) as error:
             problems.append(error)
     if not found:
         raise problems[0] if problems else ReaderError(EIO, "the volume is too small for a Btrfs")
@@ -131,7 +133,12 @@ def _parse(raw: bytes, place: int) -> Superblock:
     if raw[: len(digest)] != digest:
         raise ReaderError(EIO, f"the checksum of the Btrfs superblock at {place} is wrong")
     if unknown := incompatible & ~KNOWN:
-        raise ReaderError(EOPNOTSUPP, f"the Btrfs uses features that are not known: {unknown:#x}")
+        names = [name for bit, name in NOT_READ.items() if unknown & bit]
+        raise ReaderError(
+            EOPNOTSUPP,
+            f"the Btrfs uses what is not read here ({', '.join(names) or f'features {unknown:#x}'}); "
+            "use its raw file",
+        )
     if (
         node_size not in (4096 << power for power in range(5))
         or sector_size not in (512 << power for power in range(8))

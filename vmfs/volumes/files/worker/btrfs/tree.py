@@ -28,6 +28,8 @@ Key = tuple[int, int, int]
 LAST = (1 << 64) - 1
 CACHED = 100_000
 """Items of nodes that are kept: about 30 MB."""
+LEAVES = 64
+"""Trees of which the leaf that was read last is tried first: what is looked for is often near."""
 WEIGHT = 256
 """Bytes of a node that weigh as much as an item."""
 
@@ -56,25 +58,31 @@ class Trees:
         self._chunks = chunks
         self._uuid = superblock.metadata_uuid.bytes
         self._cache: Cache[tuple[int, int, int], _Node] = Cache(CACHED)
+        self._leaves: Cache[Root, _Node] = Cache(LEAVES)
 
     def get(self, root: Root, key: Key) -> bytes | None:
-        """The value of exactly this key. Raises ReaderError."""
+        """The value of exactly this key. Raises ReaderError, and OSError where no copy can be read."""
         found = self.last(root, key, key)
         return found[1] if found else None
 
     def last(self, root: Root, first: Key, last: Key) -> tuple[Key, bytes] | None:
         """The last item in [first, last]. Raises ReaderError."""
+        leaf = self._leaves.get(root)
+        if leaf is None or not leaf.keys or not leaf.keys[0] <= last <= leaf.keys[-1]:
+            leaf = self._leaf(root, last)
+            self._leaves.put(root, leaf)
+        index = bisect_right(leaf.keys, last) - 1
+        if index < 0 or leaf.keys[index] < first:
+            return None
+        begin, end = leaf.targets[index]
+        return leaf.keys[index], leaf.raw[begin:end]
+
+    def _leaf(self, root: Root, key: Key) -> _Node:
+        """The leaf that has the last item up to `key`; the first leaf when there is none."""
         node = self._node(root)
         while root.level:
-            index = bisect_right(node.keys, last) - 1
-            if index < 0:
-                return None
-            root, node = self._child(root, node, index)
-        index = bisect_right(node.keys, last) - 1
-        if index < 0 or node.keys[index] < first:
-            return None
-        begin, end = node.targets[index]
-        return node.keys[index], node.raw[begin:end]
+            root, node = self._child(root, node, max(0, bisect_right(node.keys, key) - 1))
+        return node
 
     def items(self, root: Root, first: Key, last: Key) -> Iterator[tuple[Key, bytes]]:
         """Keys and values in [first, last], ascending. Raises ReaderError."""
@@ -119,11 +127,11 @@ class Trees:
         copies, count = self._chunks.places(root.address, size)
         if count < size:
             raise ReaderError(EIO, f"the Btrfs node at {root.address} ends outside of its chunk")
-        problem = None
+        problem: Exception | None = None
         for place in copies:
             try:
                 node = self._parse(self._device.read(place, size), root)
-            except ReaderError as error:
+            except (ReaderError, OSError) as error:
                 problem = error
                 continue
             self._cache.put(root, node, len(node.keys) + len(node.raw) // WEIGHT)

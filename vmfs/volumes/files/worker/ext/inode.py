@@ -46,11 +46,15 @@ class Inode(NamedTuple):
 
     @property
     def stat(self) -> Stat:
+        allocated = self.allocated
+        if self.flags & FLAG_INLINE_DATA and stat.S_ISREG(self.mode):
+            # As ext4_file_getattr() does: programs would take it for one that is all hole.
+            allocated += -(-self.size // 512) * 512
         return Stat(
             *(self.number, self.mode, self.uid, self.gid, self.links, self.size),
             *(self.mtime, self.atime, self.ctime),
             self._device() if stat.S_ISCHR(self.mode) or stat.S_ISBLK(self.mode) else 0,
-            self.allocated,
+            allocated,
         )
 
     def _device(self) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import struct
+import zlib
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,6 +24,7 @@ _MAGIC = 0xC03B3998
 _HEADER = struct.Struct(">III")
 _DESCRIPTOR, _COMMIT, _REVOKE = 1, 2, 5
 _SUPERBLOCKS = (3, 4)
+_COMPAT_CHECKSUM = 0x1
 _INCOMPAT_REVOKE = 0x1
 _INCOMPAT_64BIT = 0x2
 _INCOMPAT_ASYNC_COMMIT = 0x4
@@ -35,6 +38,9 @@ _TAG_SAME_UUID = 2
 _TAG_LAST = 8
 _COMMIT_CHECKSUM = 16
 """Byte of the checksum in a commit block."""
+_CRC32 = (1, 4)
+"""Kind and size of a checksum over a whole transaction, as a commit block has them."""
+_BITS_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 class Overlay:
@@ -51,6 +57,13 @@ class Overlay:
         self._blocks = blocks
         """Block -> where its content lies, in bytes of the volume, and whether it begins with the magic
         number, which the journal holds as zeros."""
+        self._numbers = sorted(blocks)
+
+    def replaces(self, offset: int, length: int) -> bool:
+        """Whether any of these bytes is not what the volume holds there."""
+        size = self._block_size
+        at = bisect_left(self._numbers, offset // size)
+        return at < len(self._numbers) and self._numbers[at] * size < offset + length
 
     def read(self, offset: int, length: int) -> bytes:
         length = min(length, self.size - offset)
@@ -139,6 +152,9 @@ class _Journal:
         self._incompat = struct.unpack_from(">I", head, 40)[0] if kind == _SUPERBLOCKS[1] else 0
         if self._incompat & ~_INCOMPAT_KNOWN:
             raise _error(f"it has features that are not known here ({self._incompat & ~_INCOMPAT_KNOWN:#x})")
+        compat = struct.unpack_from(">I", head, 36)[0] if kind == _SUPERBLOCKS[1] else 0
+        self._summed = bool(compat & _COMPAT_CHECKSUM)
+        """Whether commits have the checksum of their whole transaction (mount option journal_checksum)."""
         self._seed = _crc32c(head[48:64])
         self._checked = bool(self._incompat & (_INCOMPAT_CSUM_V2 | _INCOMPAT_CSUM_V3))
         self.is_cut_short = False
@@ -160,11 +176,15 @@ class _Journal:
         sequence, at, left = self._sequence, self._start, self._end - self._first
         tags: list[_Tag] = []
         revoked: list[int] = []
+        # Blocks that the checksum of the transaction is over.
+        summed: list[int] = []
         while left > 0:
             block = self._block(at)
             magic, kind, its_sequence = _HEADER.unpack_from(block)
             if magic != _MAGIC or its_sequence != sequence:
                 return
+            if kind == _DESCRIPTOR:
+                summed.append(at)
             at, left = self._next(at), left - 1
             if kind == _DESCRIPTOR:
                 if not self._has_good_tail(block):
@@ -172,17 +192,18 @@ class _Journal:
                     return
                 for number, flags, checksum in self._tags(block):
                     tags.append(_Tag(number, at, bool(flags & _TAG_ESCAPED), checksum))
+                    summed.append(at)
                     at, left = self._next(at), left - 1
             elif kind == _REVOKE:
                 # The kernel takes no revocations from such a block, and goes on.
                 if self._has_good_tail(block):
                     revoked.extend(self._revocations(block))
             elif kind == _COMMIT:
-                if not self._is_sound_commit(block):
+                if not self._is_sound_commit(block) or not self._is_whole(block, summed):
                     self.is_cut_short = True
                     return
                 yield _Transaction(sequence, tags, revoked)
-                tags, revoked = [], []
+                tags, revoked, summed = [], [], []
                 sequence = (sequence + 1) & 0xFFFFFFFF
             else:
                 return
@@ -259,6 +280,19 @@ class _Journal:
             return True
         (checksum,) = struct.unpack_from(">I", block, len(block) - 4)
         return bool(_crc32c(block[:-4] + bytes(4), self._seed) == checksum)
+
+    def _is_whole(self, commit: bytes, blocks: list[int]) -> bool:
+        """With journal_async_commit a commit can be on the disk before what it commits."""
+        found = struct.unpack_from(">I", commit, _COMMIT_CHECKSUM)[0]
+        form = (commit[12], commit[13])
+        if not self._summed or (form == (0, 0) and not found):
+            return True
+        checksum = 0
+        for block in blocks:
+            checksum = zlib.crc32(self._block(block).translate(_BITS_REVERSED), checksum)
+        # The kernel's crc32_be(): other order of bits, and no inversion at the end.
+        reversed_ = (~checksum & 0xFFFFFFFF).to_bytes(4, "little").translate(_BITS_REVERSED)
+        return form == _CRC32 and found == int.from_bytes(reversed_, "big")
 
     def _is_sound_commit(self, block: bytes) -> bool:
         if not self._checked:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from functools import lru_cache
 
-from ..model import Device, Found, ReaderError, Stat
+from ..model import Device, Found, ReaderError, Run, Stat
 from . import directory, journal, xattr
 from .blocks import BlockMap, block_map
 from .inode import FLAG_ENCRYPT, FLAG_INLINE_DATA, Inode, Inodes
@@ -106,6 +106,23 @@ class ExtReader:
         if end > start:
             yield start, end - start
 
+    def runs(self, node: int) -> Iterator[Run]:
+        inode = self._inodes.read(node)
+        if not stat.S_ISREG(inode.mode):
+            raise ReaderError(errno.EINVAL, "not a regular file")
+        self._check_plain(inode)
+        if inode.flags & FLAG_INLINE_DATA:
+            raise ReaderError(errno.EOPNOTSUPP, "its data is in its inode")
+        size = self._block_size
+        for run in self._map(inode).runs:
+            start, place = run.logical * size, run.physical * size
+            length = min(run.blocks * size, inode.size - start)
+            if length <= 0:
+                break
+            if isinstance(self._device, journal.Overlay) and self._device.replaces(place, length):
+                raise ReaderError(errno.EOPNOTSUPP, "some of its data is in the journal")
+            yield Run(start, length, place)
+
     def xattrs(self, node: int) -> dict[bytes, bytes]:
         inode = self._inodes.read(node)
         return {
@@ -151,7 +168,8 @@ class ExtReader:
         if offset >= end:
             return b""
         if inode.flags & FLAG_INLINE_DATA:
-            return (inode.block + self._inline_rest(inode)).ljust(end, b"\0")[offset:end]
+            data = inode.block + self._inline_rest(inode)
+            return data[offset:end].ljust(end - offset, b"\0")
         size = self._block_size
         pieces = []
         at = offset

@@ -45,6 +45,7 @@ class Superblock(NamedTuple):
     incompat: int
     ro_compat: int
     first_meta_group: int
+    backup_groups: tuple[int, int]
     journal_inode: int
     has_errors: bool
     label: str
@@ -106,6 +107,7 @@ def read_superblock(device: Device) -> Superblock:
         incompat=incompat,
         ro_compat=ro_compat,
         first_meta_group=struct.unpack_from("<I", data, 0x104)[0],
+        backup_groups=struct.unpack_from("<II", data, 0x24C),
         journal_inode=struct.unpack_from("<I", data, 0xE0)[0],
         has_errors=bool(state & _STATE_ERRORS),
         label=data[0x78:0x88].split(b"\0")[0].decode("utf-8", "replace"),
@@ -134,13 +136,19 @@ def _descriptor_place(superblock: Superblock, group: int) -> int:
         first = meta_group * per_block
         block = superblock.first_data_block + first * superblock.blocks_per_group
         block += _has_super(superblock, first)
+        # Of 1 KiB blocks with bigalloc the first is before the superblock, and yet belongs to the group.
+        block += superblock.block_size == 1024 and not meta_group and not superblock.first_data_block
     else:
-        block = superblock.first_data_block + 1 + meta_group
+        block = OFFSET // superblock.block_size + 1 + meta_group
     return block * superblock.block_size + index * superblock.descriptor_size
 
 
 def _has_super(superblock: Superblock, group: int) -> bool:
-    if group <= 1 or not superblock.ro_compat & _RO_COMPAT_SPARSE_SUPER:
+    if not group:
+        return True
+    if superblock.compat & COMPAT_SPARSE_SUPER2:
+        return group in superblock.backup_groups
+    if group == 1 or not superblock.ro_compat & _RO_COMPAT_SPARSE_SUPER:
         return True
     return any(_is_power(group, base) for base in (3, 5, 7))
 

@@ -19,6 +19,10 @@ IS_SECURE = 0x04
 IS_PARENT = 0x08
 IS_INCOMPLETE = 0x80
 
+# In a leaf, before the name: length of the value, of the name; or block of the value, both lengths
+LOCAL_HEAD = struct.Struct(">HB")
+REMOTE_HEAD = struct.Struct(">IIB")
+
 MAX_VALUE = 64 << 10
 """Bytes; as the kernel has it."""
 MAX_TOTAL = 16 << 20
@@ -91,16 +95,16 @@ class Attributes:
                 _, at, flags = struct.unpack_from(">IHB", raw, header + 8 * index)
                 if flags & (IS_PARENT | IS_INCOMPLETE):
                     continue
-                if at + 9 > len(raw):
+                is_local = bool(flags & IS_LOCAL)
+                head = LOCAL_HEAD if is_local else REMOTE_HEAD
+                if at + head.size > len(raw):
                     raise self._damaged(inode, "an attribute lies outside of its leaf")
-                if flags & IS_LOCAL:
-                    length, name_length = struct.unpack_from(">HB", raw, at)
-                    at += 3
+                start, length, name_length = (0,) * is_local + head.unpack_from(raw, at)
+                at += head.size
+                if is_local:
                     value = raw[at + name_length : at + name_length + length]
                     is_whole = len(value) == length
                 else:
-                    start, length, name_length = struct.unpack_from(">IIB", raw, at)
-                    at += 9
                     is_whole = length <= MAX_VALUE and at + name_length <= len(raw)
                     value = self._remote(inode, fork, start, length) if is_whole else b""
                 if not is_whole or not name_length:

@@ -53,10 +53,12 @@ class Directories:
         """The number of the inode of this name. Raises ReaderError."""
         if name in (b"", b".", b".."):
             return None
-        if inode.data.format == LOCAL or self._is_single(inode):
+        # Where case is ignored, hashes are those of lower-case names: kernels and mkfs.xfs have not always
+        # agreed on which bytes those are.
+        if inode.data.format == LOCAL or self._is_single(inode) or self._superblock.ignores_case:
             return next((child for found, child in self.entries(inode) if found == name), None)
         size = self._superblock.directory_block_size
-        wanted = name_hash(name, self._superblock.ignores_case)
+        wanted = name_hash(name)
         for address in self._index.addresses(inode, INDEX_AT, size, wanted):
             offset = address * ALIGN
             if address and offset < INDEX_AT:

@@ -168,10 +168,8 @@ def _find(raw: bytes, header: int, count: int, wanted: int) -> int:
     return bisect_left(range(count), wanted, key=lambda index: _pair(raw, header, index)[0])
 
 
-def name_hash(name: bytes, ignores_case: bool) -> int:
+def name_hash(name: bytes) -> int:
     """Of a name in a directory, 32 bits."""
-    if ignores_case:
-        name = name.lower()  # Of bytes: A to Z only, as XFS does it.
     value = 0
     at = 0
     while len(name) - at >= 4:

@@ -6,26 +6,26 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from dataclasses import dataclass
 from errno import EIO, ESTALE
+from typing import NamedTuple
 
 from ..cache import Cache
 from ..model import Device, ReaderError, Stat
 from .superblock import Superblock, checksum_holds
 
 MAGIC = b"IN"
-# magic, mode, version, format, links of version 1, uid, gid, links
-HEAD = struct.Struct(">2sHBBHIII")
-# size, blocks, extent size hint, extents, extents of attributes, fork offset, format of attributes
-MIDDLE = struct.Struct(">QQIIHBb")
-MIDDLE_AT = 56
+# magic, mode, version, format, links of version 1, uid, gid, links; size, blocks, extent size hint, extents,
+# extents of attributes, fork offset, format of attributes; flags
+CORE = struct.Struct(">2sHBBHIII36xQQIIHBb6xH")
+# Of version 3: more flags, own number
+CORE_3 = struct.Struct(">Q24xQ")
+CORE_3_AT = 120
 BIG_EXTENTS_AT = 24
 BIG_ATTRIBUTE_EXTENTS_AT = 76
 TIMES_AT = 32
-FLAGS_AT = 90
-FLAGS2_AT = 120
+TIMES = struct.Struct(">6i")
+BIG_TIMES = struct.Struct(">3Q")
 CRC_AT = 100
-OWN_NUMBER_AT = 152
 CORE_SIZE = {1: 100, 2: 100, 3: 176}
 """Bytes, by version: what follows is the forks."""
 
@@ -43,8 +43,7 @@ BIG_TIME_EPOCH = -(1 << 31) * SECOND
 MAX_SIZE = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Fork:
+class Fork(NamedTuple):
     """A part of an inode that says where its data or its attributes are. `format` says how to read `area`."""
 
     format: int
@@ -52,8 +51,7 @@ class Fork:
     extents: int
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Inode(NamedTuple):
     number: int
     stat: Stat
     data: Fork
@@ -83,19 +81,19 @@ def parse(raw: bytes, number: int, superblock: Superblock) -> Inode:
     """Raises ReaderError."""
     if len(raw) < superblock.inode_size or raw[:2] != MAGIC:
         raise ReaderError(EIO, f"inode {number} is damaged: it is none")
-    _, mode, version, format, old_links, uid, gid, links = HEAD.unpack_from(raw)
+    _, mode, version, format, old_links, uid, gid, links, *rest = CORE.unpack_from(raw)
+    size, blocks, _, extents, attribute_extents, fork_offset, attribute_format, flags = rest
     if version not in CORE_SIZE or (version == 3) != superblock.has_checksums:
         raise ReaderError(EIO, f"inode {number} is damaged: its version is {version}")
     flags2 = 0
     if version == 3:
+        flags2, own = CORE_3.unpack_from(raw, CORE_3_AT)
         if not checksum_holds(raw, CRC_AT):
             raise ReaderError(EIO, f"inode {number} is damaged: its checksum is wrong")
-        if int.from_bytes(raw[OWN_NUMBER_AT : OWN_NUMBER_AT + 8], "big") != number:
+        if own != number:
             raise ReaderError(EIO, f"inode {number} is damaged: it has the number of another")
-        flags2 = int.from_bytes(raw[FLAGS2_AT : FLAGS2_AT + 8], "big")
     if mode == 0:
         raise ReaderError(ESTALE, f"inode {number} is free")
-    size, _, _, extents, attribute_extents, fork_offset, attribute_format = MIDDLE.unpack_from(raw, MIDDLE_AT)
     if size > MAX_SIZE:
         raise ReaderError(EIO, f"inode {number} is damaged: its size is {size}")
     if flags2 & FLAG2_MANY_EXTENTS:
@@ -115,7 +113,7 @@ def parse(raw: bytes, number: int, superblock: Superblock) -> Inode:
         # As in System V: 14 bits of major, 18 of minor.
         number_of_device = int.from_bytes(data[:4], "big")
         device = os.makedev(number_of_device >> 18, number_of_device & 0x3FFFF)
-    times = [_time(raw, TIMES_AT + 8 * index, bool(flags2 & FLAG2_BIG_TIME)) for index in range(3)]
+    atime, mtime, ctime = _times(raw, bool(flags2 & FLAG2_BIG_TIME))
     return Inode(
         number=number,
         stat=Stat(
@@ -125,20 +123,21 @@ def parse(raw: bytes, number: int, superblock: Superblock) -> Inode:
             gid=gid,
             links=old_links if version == 1 else links,
             size=size,
-            atime=times[0],
-            mtime=times[1],
-            ctime=times[2],
+            atime=atime,
+            mtime=mtime,
+            ctime=ctime,
             device=device,
+            allocated=min(blocks * superblock.block_size, MAX_SIZE),
         ),
         data=Fork(format, data, extents),
         attributes=attributes,
-        is_realtime=bool(int.from_bytes(raw[FLAGS_AT : FLAGS_AT + 2], "big") & FLAG_REALTIME),
+        is_realtime=bool(flags & FLAG_REALTIME),
     )
 
 
-def _time(raw: bytes, at: int, is_big: bool) -> int:
-    """Nanoseconds since 1970."""
-    if is_big:
-        return int.from_bytes(raw[at : at + 8], "big") + BIG_TIME_EPOCH
-    seconds, nanoseconds = struct.unpack_from(">ii", raw, at)
-    return int(seconds) * SECOND + int(nanoseconds)
+def _times(raw: bytes, are_big: bool) -> list[int]:
+    """Of access, of content, of the inode: nanoseconds since 1970."""
+    if are_big:
+        return [time + BIG_TIME_EPOCH for time in BIG_TIMES.unpack_from(raw, TIMES_AT)]
+    parts = TIMES.unpack_from(raw, TIMES_AT)
+    return [seconds * SECOND + rest for seconds, rest in zip(parts[::2], parts[1::2], strict=True)]

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from errno import EINVAL, EIO, ENOENT, ENOTDIR, EOPNOTSUPP
 
-from ..model import Device, Found, ReaderError, Stat
+from ..model import Device, Found, ReaderError, Run, Stat
 from .attributes import Attributes
 from .directory import Directories
 from .hashes import HashIndex
@@ -150,6 +150,17 @@ class XfsReader:
             end = min(first + extent.blocks * size, inode.stat.size)
         if end > start:
             yield start, end - start
+
+    def runs(self, node: int) -> Iterator[Run]:
+        inode = self._file(node)
+        size = self._superblock.block_size
+        for extent in self._extents(inode, 0):
+            start = extent.start * size
+            length = min(extent.blocks * size, inode.stat.size - start)
+            if length <= 0:
+                break
+            if not extent.is_unwritten:
+                yield Run(start, length, self._superblock.block_offset(extent.block, extent.blocks))
 
     def xattrs(self, node: int) -> dict[bytes, bytes]:
         return self._attributes.all(self._inodes.get(node))

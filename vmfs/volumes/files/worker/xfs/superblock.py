@@ -45,6 +45,8 @@ KNOWN = (
     | PARENT_POINTERS
     | METADATA_DIRECTORY
 )
+NOT_READ = {0x200: "zones", 0x400: "gaps between zones"}
+"""Of a realtime device, or what stands in for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,6 @@ class Superblock:
     log_start: int
     log_blocks: int
     uuid: UUID
-    meta_uuid: UUID
     label: str
     has_file_type: bool
     ignores_case: bool
@@ -140,13 +141,17 @@ def read_superblock(device: Device) -> Superblock:
         if len(sector) < sector_size or not checksum_holds(sector, 224):
             raise ReaderError(EIO, "the checksum of the XFS superblock is wrong")
         if unknown := incompatible & ~KNOWN:
-            raise ReaderError(EOPNOTSUPP, f"the XFS uses features that are not known: {unknown:#x}")
+            names = [name for bit, name in NOT_READ.items() if unknown & bit]
+            raise ReaderError(
+                EOPNOTSUPP,
+                f"the XFS uses what is not read here ({', '.join(names) or f'features {unknown:#x}'}); "
+                "use its raw file",
+            )
         has_file_type = bool(incompatible & FILE_TYPE)
     else:
         if not version_bits & VERSION_DIRECTORY_2:
             raise ReaderError(EOPNOTSUPP, "XFS with directories of version 1 is not known")
         has_file_type = bool(version_bits & VERSION_MORE_BITS and features2 & FEATURES2_FILE_TYPE)
-    uuid = UUID(bytes=head[32:48])
     return Superblock(
         version=version,
         block_size=block_size,
@@ -162,8 +167,7 @@ def read_superblock(device: Device) -> Superblock:
         root=root,
         log_start=log_start,
         log_blocks=log_blocks,
-        uuid=uuid,
-        meta_uuid=UUID(bytes=head[248:264]) if incompatible & META_UUID else uuid,
+        uuid=UUID(bytes=head[32:48]),
         label=head[108:120].split(b"\0")[0].decode("utf-8", "replace"),
         has_file_type=has_file_type,
         ignores_case=bool(version_bits & VERSION_ASCII_CI),
