@@ -24,6 +24,12 @@ KINDS = {
         ["-t", "ext4", "-b", "1024", "-I", "512", "-O", "inline_data,ea_inode,large_dir,metadata_csum_seed"],
     ),
     "ext4-bigalloc": ("ext4", 4096, ["-t", "ext4", "-b", "4096", "-O", "bigalloc", "-C", "16384"]),
+    "ext4-bigalloc-1k": ("ext4", 1024, ["-t", "ext4", "-b", "1024", "-O", "bigalloc", "-C", "4096"]),
+    "ext4-sparse_super2": (
+        "ext4",
+        1024,
+        [*("-t", "ext4", "-b", "1024", "-g", "1024"), *("-O", "meta_bg,^resize_inode,sparse_super2")],
+    ),
     "ext4-meta_bg": ("ext4", 1024, ["-t", "ext4", "-b", "1024", "-O", "meta_bg,^resize_inode,^64bit"]),
 }
 
@@ -40,6 +46,7 @@ def test_every_file_is_as_the_kernel_wrote_it(tmp_path: Path, kind: str) -> None
         run("sync", "-f", mount)
     with mounted(image, tmp_path / "mount", "ro") as mount:
         wanted = by_kernel(mount)
+        small = (mount / "tree" / "1 bytes").stat().st_blocks * 512
     with open_filesystem(FileSpace(image), type_, name=kind) as filesystem:
         assert (filesystem.type, filesystem.label, filesystem.warnings) == (type_, "a label", ())
         assert filesystem.uuid == run("blkid", "-p", "-s", "UUID", "-o", "value", image).strip()
@@ -48,6 +55,9 @@ def test_every_file_is_as_the_kernel_wrote_it(tmp_path: Path, kind: str) -> None
             entry.name: entry.stat
             for entry in filesystem.scan(filesystem.lookup(filesystem.root().node, b"tree").node)
         }
+        inline = sizes[b"1 bytes"]
+        assert inline is not None
+        assert inline.allocated == small > 0
         sparse = sizes[b"sparse"]
         assert sparse is not None
         assert sum(length for _, length in filesystem.extents(sparse.node)) < 200_000
@@ -104,6 +114,28 @@ def test_a_transaction_without_its_end_is_left_out_as_the_kernel_does(tmp_path: 
     with open_filesystem(FileSpace(dirty), "ext4", name="dirty") as filesystem:
         seen = by_worker(filesystem)
     assert not any(name.startswith(b"third") for name in seen)
+    with mounted(dirty, tmp_path / "mount") as mount:
+        assert differences(seen, by_kernel(mount)) == []
+
+
+def test_an_asynchronous_commit_of_what_was_not_written_is_left_out(tmp_path: Path) -> None:
+    image = make(tmp_path / "image", 64 << 20, ["-t", "ext4", "-b", "1024", "-O", "^metadata_csum"])
+    dirty = tmp_path / "dirty"
+    with mounted(image, tmp_path / "mount", "journal_async_commit", "data=writeback", "commit=300") as mount:
+        commit(mount / "first")
+        commit(mount / "second")
+        commit(mount / "third")
+        shutil.copyfile(image, dirty)
+    data = bytearray(dirty.read_bytes())
+    # The first block that the last descriptor (JBD2_MAGIC_NUMBER, JBD2_DESCRIPTOR_BLOCK) is for.
+    places = [at for at in range(0, len(data), 1024) if data.startswith(b"\xc0\x3b\x39\x98\0\0\0\x01", at)]
+    last = max(places, key=lambda place: int.from_bytes(data[place + 8 : place + 12], "big"))
+    data[last + 1024 : last + 2048] = bytes(1024)
+    dirty.write_bytes(data)
+    with open_filesystem(FileSpace(dirty), "ext4", name="dirty") as filesystem:
+        assert any("transaction in the journal is damaged" in warning for warning in filesystem.warnings)
+        seen = by_worker(filesystem)
+    assert set(seen) == {b"", b"first", b"second"}
     with mounted(dirty, tmp_path / "mount") as mount:
         assert differences(seen, by_kernel(mount)) == []
 

@@ -16,7 +16,12 @@ import pyfsntfs
 
 from .fileobject import DeviceFile
 from .model import Device, Found, ReaderError, Stat
+from .ntfs_index import Directories
+from .ntfs_records import LX_SYMLINK, WOF, ReparsePoint, log_is_open, reparse_point
 
+_TABLE, _LOG = 0, 2
+_LOG_HEAD = 16 << 10
+"""Bytes: the log's two pages that say how it was left."""
 _ROOT = 5
 _FIRST_OF_USER = 16
 """Records below are the file system's own; ntfs-3g does not show them either."""
@@ -30,6 +35,8 @@ _EXTENT_SPARSE = 1
 _INTERIX_LINK = b"IntxLNK\x01"
 """Begins the data of a symbolic link as ntfs-3g and Interix make them; the target follows in UTF-16."""
 _INTERIX_LONGEST = len(_INTERIX_LINK) + 2 * 4096
+_WOF_STREAM = "WofCompressedData"
+"""Holds the data of a file compressed by the Windows Overlay Filter, which libfsntfs reads as the file's."""
 _LARGEST_ATTRIBUTE = 64 << 10
 _DEEPEST = 256
 
@@ -41,8 +48,12 @@ class NtfsReader:
         self.type = "ntfs"
         self.label = self._volume.name or ""
         self.uuid = f"{self._volume.serial_number:016X}"
-        self.warnings: tuple[str, ...] = ()
+        self._records = self._volume.get_file_entry(_TABLE)
+        self._record_size = self._volume.mft_entry_size
+        self._directories = Directories(device, self._record, self._volume.cluster_block_size)
         self._entry = lru_cache(64)(self._open)
+        self._names = lru_cache(4)(self._read_names)
+        self.warnings = tuple(self._say_log())
 
     def root(self) -> Stat:
         return self.stat(_ROOT)
@@ -51,25 +62,17 @@ class NtfsReader:
         return self._stat(self._entry(node))
 
     def scan(self, directory: int) -> Iterator[Found]:
-        parent = self._directory(directory)
-        for index in range(parent.number_of_sub_file_entries):
-            name = b"#%d" % index
+        for name, number in self._entries(directory):
             try:
-                entry = parent.get_sub_file_entry(index)
-                if _number(entry) < _FIRST_OF_USER:
-                    continue
-                name = entry.name.encode("utf-8", "surrogatepass")
-                yield Found(name, self._stat(entry))
-            except (OSError, RuntimeError, ReaderError) as error:
+                yield Found(name, self._stat(self._open(number)))
+            except Exception as error:
                 yield Found(name, None, f"it is damaged ({str(error)[:200]})")
 
     def lookup(self, directory: int, name: bytes) -> Stat:
-        for found in self.scan(directory):
-            if found.name == name:
-                if found.stat is None:
-                    raise ReaderError(errno.EIO, found.problem or "it is damaged")
-                return found.stat
-        raise ReaderError(errno.ENOENT, "no such file")
+        number = self._names(directory).get(name)
+        if number is None:
+            raise ReaderError(errno.ENOENT, "no such file")
+        return self.stat(number)
 
     def readlink(self, node: int) -> bytes:
         entry = self._entry(node)
@@ -82,14 +85,19 @@ class NtfsReader:
         entry = self._file(node)
         if not entry.has_default_data_stream() or offset >= entry.size:
             return b""
-        data = entry.read_buffer_at_offset(min(length, entry.size - offset), offset)
-        return bytes(data)
+        try:
+            return bytes(entry.read_buffer_at_offset(min(length, entry.size - offset), offset))
+        except OSError as error:
+            if entry.file_attribute_flags & _REPARSE_POINT:
+                # libfsntfs has XPRESS right, and not all of LZX.
+                raise ReaderError(errno.EOPNOTSUPP, "its compression (WOF) cannot be read here") from error
+            raise
 
     def extents(self, node: int) -> Iterator[tuple[int, int]]:
         entry = self._file(node)
         size = entry.size if entry.has_default_data_stream() else 0
         count = entry.number_of_extents if size else 0
-        if not count or entry.file_attribute_flags & _COMPRESSED:
+        if not count or entry.file_attribute_flags & (_COMPRESSED | _REPARSE_POINT):
             if size:
                 yield 0, size
             return
@@ -112,6 +120,8 @@ class NtfsReader:
         streams = {}
         for index in range(entry.number_of_alternate_data_streams):
             stream = entry.get_alternate_data_stream(index)
+            if stream.name == _WOF_STREAM and (point := self._reparse(entry)) and point.tag == WOF:
+                continue
             if stream.size <= _LARGEST_ATTRIBUTE:
                 name = b"user.ads." + stream.name.encode("utf-8", "surrogatepass")
                 streams[name] = bytes(stream.read_buffer_at_offset(stream.size, 0)) if stream.size else b""
@@ -125,11 +135,15 @@ class NtfsReader:
             raise ReaderError(errno.EIO, f"record {node} is not in use")
         return entry
 
-    def _directory(self, node: int) -> Any:
-        entry = self._entry(node)
-        if not entry.has_directory_entries_index():
+    def _entries(self, directory: int) -> Iterator[tuple[bytes, int]]:
+        if not self._entry(directory).has_directory_entries_index():
             raise ReaderError(errno.ENOTDIR, "not a directory")
-        return entry
+        for name, number in self._directories.entries(directory):
+            if number >= _FIRST_OF_USER:
+                yield name, number
+
+    def _read_names(self, directory: int) -> dict[bytes, int]:
+        return dict(self._entries(directory))
 
     def _file(self, node: int) -> Any:
         entry = self._entry(node)
@@ -137,6 +151,12 @@ class NtfsReader:
             raise ReaderError(errno.EINVAL, "not a regular file")
         if entry.file_attribute_flags & _ENCRYPTED:
             raise ReaderError(errno.EOPNOTSUPP, "it is encrypted (EFS): its key is not known here")
+        if entry.file_attribute_flags & _REPARSE_POINT and _is_sparse(entry):
+            point = self._reparse(entry)
+            if point is None or point.tag != WOF:
+                # Windows would show what a filter fetches; on the disk there are zeros.
+                kind = "reparse point" if point is None else point.kind
+                raise ReaderError(errno.EOPNOTSUPP, f"its data is not in this volume's file ({kind})")
         return entry
 
     def _stat(self, entry: Any) -> Stat:
@@ -160,9 +180,11 @@ class NtfsReader:
         """The target of a symbolic link or junction, or None."""
         flags = entry.file_attribute_flags
         if flags & _REPARSE_POINT:
-            target = entry.symbolic_link_target
-            # Other reparse points (deduplication, cloud files) have none.
-            return None if target is None else self._target(entry, target)
+            point = self._reparse(entry)
+            target = None if point is None else point.target
+            if point is None or not target:
+                return None
+            return _utf8(target) if point.tag == LX_SYMLINK else self._target(entry, target)
         if (
             not flags & _SYSTEM
             or not entry.has_default_data_stream()
@@ -173,6 +195,22 @@ class NtfsReader:
         if not data.startswith(_INTERIX_LINK):
             return None
         return _utf8(data[len(_INTERIX_LINK) :].decode("utf-16-le", "surrogatepass"))
+
+    def _reparse(self, entry: Any) -> ReparsePoint | None:
+        return reparse_point(self._record(_number(entry)))
+
+    def _record(self, number: int) -> bytes:
+        size = self._record_size
+        return bytes(self._records.read_buffer_at_offset(size, number * size))
+
+    def _say_log(self) -> Iterator[str]:
+        try:
+            log = self._volume.get_file_entry(_LOG).read_buffer_at_offset(_LOG_HEAD, 0)
+        except OSError:
+            yield "its log ($LogFile) cannot be read: whether it was in use is not known"
+            return
+        if log_is_open(bytes(log)):
+            yield "its log ($LogFile) was not closed: changes of the last seconds may be missing or in part"
 
     def _target(self, entry: Any, target: str) -> bytes:
         """Of Windows. A drive is taken for this volume: what else it may be is not written here."""
@@ -188,15 +226,33 @@ class NtfsReader:
     def _depth(self, entry: Any) -> int:
         """Directories between the entry and the root."""
         depth = 0
-        parent = entry.parent_file_reference & _INDEX
-        while parent != _ROOT and depth < _DEEPEST:
-            parent = self._entry(parent).parent_file_reference & _INDEX
+        parent = _parent(entry)
+        while parent != _ROOT:
+            if depth == _DEEPEST:
+                raise ReaderError(errno.EIO, "it lies in no directory")
+            parent = _parent(self._entry(parent))
             depth += 1
         return depth
 
 
 def _number(entry: Any) -> int:
     return int(entry.file_reference) & _INDEX
+
+
+def _is_sparse(entry: Any) -> bool:
+    """Whether data of the file is not on the disk."""
+    if not entry.has_default_data_stream() or not entry.size:
+        return False
+    return any(entry.get_extent(index)[2] & _EXTENT_SPARSE for index in range(entry.number_of_extents))
+
+
+def _parent(entry: Any) -> int:
+    """The directory of its first name. An entry that was opened by its number, and not out of a directory,
+    has no `parent_file_reference`."""
+    for index in range(entry.number_of_attributes):
+        if entry.get_attribute(index).attribute_type == _FILE_NAME:
+            return int(entry.get_parent_file_reference_by_attribute_index(index)) & _INDEX
+    raise ReaderError(errno.EIO, "it has no name")
 
 
 def _links(entry: Any) -> int:
