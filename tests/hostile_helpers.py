@@ -38,14 +38,14 @@ class Image:
         self.size = len(base)
         self.reads: set[tuple[int, int]] = set()
         self._base = base
-        self._pieces = pieces or {}
+        self.pieces = pieces or {}
 
     def read(self, offset: int, length: int) -> bytes:
         assert offset >= 0, "a read from before the start"
         assert length <= 1 << 30, f"a read of {length} bytes"
         self.reads.add((offset, length))
         data = self._base[offset : offset + length]
-        for start, piece in self._pieces.items():
+        for start, piece in self.pieces.items():
             if start < offset + length and offset < start + len(piece):
                 changed = bytearray(data)
                 first, last = max(start, offset), min(start + len(piece), offset + len(data))
