@@ -354,8 +354,8 @@ def test_damaged_file_systems_harm_nobody(tmp_path: Path) -> None:
     for each in done:
         assert each.status in (0, 1), each.err
         assert [line for line in each.err.splitlines() if not line.startswith("vmfs: ")] == []
-    # The good one, and so the last of that name.
+
     with tarfile.open(tmp_path / "out.tar") as archive:
-        file = archive.extractfile("./file")
+        file = archive.extractfile(f"{good}/file")
         assert file is not None
         assert file.read() == CONTENT
