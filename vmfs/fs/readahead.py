@@ -44,10 +44,14 @@ class ReadAhead:
                 del self._streams[0]
         stream.run += length
         stream.end = max(stream.end, end)
-        if stream.run <= length:
+        if stream.run > length:
+            # A run earns what it has proven: short ones must not cost more than they gain.
+            window = min(2 * stream.run, self._window)
+        elif length >= MIN_WINDOW:
+            # Whoever begins with so much will hardly stop there.
+            window = MIN_WINDOW
+        else:
             return None
-        # A run earns what it has proven: short ones must not cost more than they gain.
-        window = min(2 * stream.run, self._window)
         start = max(stream.ahead, stream.end)
         target = min(stream.end + window, self._end)
         if window < MIN_WINDOW or (target - start < MIN_WINDOW and target < self._end) or target <= start:

@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
         type=parse_size,
         help="of the image to make; default 8G, for engine alone 4G",
     )
-    parser.add_argument("--data", type=parse_size, help="files to put into it; default 5G and 2G")
+    parser.add_argument("--data", type=parse_size, help="files to put into it; default 6G and 2G")
     parser.add_argument(
         "--source",
         type=Path,
@@ -168,7 +168,7 @@ def image_of(arguments: argparse.Namespace, work: Path, results: Results, *, lar
     if image is None:
         image = work / "image.raw"
         size = arguments.size or (8 * GIB if large else 4 * GIB)
-        data = arguments.data or (5 * GIB if large else 2 * GIB)
+        data = arguments.data or (6 * GIB if large else 2 * GIB)
         make_image(image, size, data, arguments.source or [Path("/usr"), Path("/opt")])
     status = image.stat()
     results.facts["image"] = (

@@ -35,27 +35,26 @@ def sequential(path: Path, offset: int, length: int, *, direct: bool) -> float:
     return done / seconds
 
 
-def together(path: Path, offset: int, length: int, readers: int, *, direct: bool) -> float:
-    """Read a region as so many programs that read a part of it each, all at once. Gives bytes a second, in
-    sum, from the first's begin to the last's end."""
-    part = length // readers
-    ready = threading.Barrier(readers)
+def together(path: Path, offsets: Sequence[int], length: int, *, direct: bool) -> float:
+    """Read regions as so many programs that read one each, all at once. Gives bytes a second, in sum, from
+    the first's begin to the last's end."""
+    ready = threading.Barrier(len(offsets))
     spans: list[tuple[float, float]] = []
 
-    def read(number: int) -> None:
+    def read(offset: int) -> None:
         ready.wait()
         begin = time.monotonic()
-        sequential(path, offset + number * part, part, direct=direct)
+        sequential(path, offset, length, direct=direct)
         spans.append((begin, time.monotonic()))
 
-    threads = [threading.Thread(target=read, args=(number,)) for number in range(readers)]
+    threads = [threading.Thread(target=read, args=(offset,)) for offset in offsets]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if len(spans) < readers:
+    if len(spans) < len(offsets):
         raise BenchError(f"{path}: not every reader came to its end")
-    return readers * part / (max(end for _, end in spans) - min(begin for begin, _ in spans))
+    return len(offsets) * length / (max(end for _, end in spans) - min(begin for begin, _ in spans))
 
 
 def random_reads(path: Path, regions: Sequence[int], region: int, seconds: float, seed: str) -> float:

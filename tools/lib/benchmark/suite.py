@@ -138,8 +138,8 @@ class Suite:
     def mounts(self) -> None:
         """Reads of all the mounts side by side: of each region every contender reads the same bytes once."""
         regions = images.data_regions(self.base, REGION)
-        rounds = max(self.rounds, 5)
-        if len(regions) < 4 * rounds + 1:
+        rounds = max(self.rounds, 3)
+        if len(regions) < 2 * (1 + READERS) * rounds + 1:
             raise BenchError("the image has too little data for reading regions not read before")
         with contextlib.ExitStack() as stack:
             mounted: list[tuple[str, Mount, Path]] = []
@@ -161,20 +161,20 @@ class Suite:
             self._check(mounted[: len(self.all)], regions[-1])
             for number in range(rounds):
                 shift = number % len(mounted)
-                fresh = regions[4 * number : 4 * number + 4]
+                fresh = [regions[part :: 2 * rounds] for part in (2 * number, 2 * number + 1)]
                 for name, _, path in mounted[shift:] + mounted[:shift]:
-                    self._sequential(name, "direct", path, fresh[:2])
-                    self._sequential(name, "buffered", path, fresh[2:])
+                    self._sequential(name, "direct", path, fresh[0])
+                    self._sequential(name, "buffered", path, fresh[1])
                     rate = reads.random_reads(path, regions, REGION, RANDOM_SECONDS, f"random {number}")
                     self.results.add("random", name, rate)
             for name, mount, _ in mounted:
                 self.results.add("mount memory", name, peak_rss(mount.pid))
 
     def _sequential(self, name: str, kind: str, path: Path, regions: Sequence[int]) -> None:
-        """One region by one reader, the other by several."""
+        """One region by one reader, the others by one each at once."""
         direct = kind == "direct"
         self.results.add(kind, name, reads.sequential(path, regions[0], REGION, direct=direct))
-        rate = reads.together(path, regions[1], REGION, READERS, direct=direct)
+        rate = reads.together(path, regions[1 : 1 + READERS], REGION, direct=direct)
         self.results.add(f"{kind}, together", name, rate)
 
     def _check(self, mounted: Sequence[tuple[str, Mount, Path]], region: int) -> None:
