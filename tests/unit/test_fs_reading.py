@@ -30,11 +30,17 @@ CHUNK = 64 * KIB
 def test_read_ahead_follows_a_sequential_reader() -> None:
     ahead = ReadAhead(1 << 30)
     asked = [ahead.note(number * MIB, MIB) for number in range(100)]
-    assert asked[0] is None
-    assert asked[1] == (2 * MIB, 6 * MIB)
+    assert asked[:2] == [(MIB, 2 * MIB), (2 * MIB, 6 * MIB)]
     ranges = [item for item in asked if item]
     assert all(before[1] == after[0] for before, after in pairwise(ranges))
     assert ranges[-1][1] == 100 * MIB + MAX_WINDOW
+
+
+def test_read_ahead_waits_for_a_reader_of_small_pieces_to_go_on() -> None:
+    ahead = ReadAhead(1 << 30)
+    asked = [ahead.note(number * 128 * KIB, 128 * KIB) for number in range(10)]
+    assert asked[:3] == [None] * 3
+    assert asked[3] == (512 * KIB, 512 * KIB + MIB)
 
 
 def test_read_ahead_ends_with_the_file() -> None:
