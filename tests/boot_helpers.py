@@ -26,6 +26,8 @@ class Terminal:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._readable = select.poll()
+        self._readable.register(fd, select.POLLIN)
         self.text = ""
 
     def expect(self, text: str, seconds: float = 120) -> None:
@@ -34,7 +36,7 @@ class Terminal:
         while text not in self.text:
             left = deadline - time.monotonic()
             assert left > 0, f"no {text!r} in {self.text[-2000:]!r}"
-            if select.select([self._fd], [], [], left)[0]:
+            if self._readable.poll(left * 1000):
                 # At the end of the program, a terminal says EIO.
                 data = b""
                 with suppress(OSError):

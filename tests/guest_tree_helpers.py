@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from mount_helpers import mount_loop
+
 from vmfs.volumes.files.client import FileSystem
 
 PIECE = 1 << 20
@@ -79,7 +81,7 @@ def run(*words: str | Path, **environment: str) -> str:
 def mounted(image: Path, place: Path, *options: str) -> Iterator[Path]:
     """By the kernel, through a loop device."""
     place.mkdir(exist_ok=True)
-    run("mount", "-o", ",".join(("loop", *options)), image, place)
+    mount_loop(image, place, *options)
     try:
         yield place
     finally:

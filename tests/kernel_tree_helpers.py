@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from mount_helpers import MIB
+from mount_helpers import MIB, mount_loop
 
 MKFS = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-b", "4096"),
@@ -202,9 +202,7 @@ def make_file_system(
 def kernel_mount(image: Path, options: str = "") -> Iterator[Path]:
     """The file system in an image or volume, mounted by the kernel."""
     top = Path(subprocess.run(["mktemp", "-d"], check=True, capture_output=True, text=True).stdout.strip())
-    chosen = ",".join(filter(None, ("loop", options)))
-    done = subprocess.run(["mount", "-o", chosen, image, top], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    mount_loop(image, top, *filter(None, (options,)))
     try:
         yield top
     finally:

@@ -139,6 +139,18 @@ def mounted(repository: Repository, path: Path, *options: str, status: int = 0) 
     assert ended == status, mount.log
 
 
+def mount_loop(image: Path, place: Path, *options: str) -> None:
+    """Two that look for a free loop device at the same time may find the same one."""
+    for left in reversed(range(5)):
+        words = ["mount", "-o", ",".join(("loop", *options)), str(image), str(place)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode == 0:
+            return
+        assert left, done.stderr
+        assert "already mounted or mount point busy" in done.stderr
+        time.sleep(0.1)
+
+
 def forget_content(path: Path) -> None:
     """Have the kernel ask for the file's content again."""
     descriptor = os.open(path, os.O_RDONLY)

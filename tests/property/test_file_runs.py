@@ -73,7 +73,7 @@ def test_a_few_files_are_remembered() -> None:
     runs = RunsOfFiles(find)
     for node in (1, 2, 1, 2, 3):
         found = runs.of(node)
-        assert (found.size if found else None) == (node if node % 2 else None)
+        assert (None if found is None else found.size) == (node if node % 2 else None)
     assert asked == [1, 2, 3]
     for node in range(100, 200):
         runs.of(node)

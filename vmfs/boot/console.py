@@ -23,6 +23,8 @@ class Console:
         self.text = ""
         self.ended = False
         self._fd = fd
+        self._readable = select.poll()
+        self._readable.register(fd, select.POLLIN)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._begun = ""
 
@@ -45,7 +47,7 @@ class Console:
 
     def _read(self, seconds: float) -> int:
         """How many characters came."""
-        if not select.select([self._fd], [], [], seconds)[0]:
+        if not self._readable.poll(seconds * 1000):
             return 0
         data = os.read(self._fd, 64 << 10)
         self.ended = not data
