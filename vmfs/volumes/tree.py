@@ -95,7 +95,7 @@ class Tree:
             name = todo.pop()
             here = trail[-1]
             if not here.is_directory:
-                raise GuestError(errno.ENOTDIR, f"{show(here.path)} is no directory")
+                raise GuestError(errno.ENOTDIR, f"{show(self.prefix + here.path)} is no directory")
             if name in (b"", b"."):
                 continue
             if name == b"..":
@@ -106,11 +106,12 @@ class Tree:
             if file.is_link and (follow or any(todo)):
                 links += 1
                 if links > MAX_LINKS:
-                    raise GuestError(errno.ELOOP, f"{show(file.path)}: too many symbolic links")
+                    raise GuestError(errno.ELOOP, f"{show(self.prefix + file.path)}: too many symbolic links")
                 target = file.system.readlink(file.stat.node)
                 if len(target) > MAX_TARGET:
                     raise GuestError(
-                        errno.ENAMETOOLONG, f"{show(file.path)}: its target is too long for a path"
+                        errno.ENAMETOOLONG,
+                        f"{show(self.prefix + file.path)}: its target is too long for a path",
                     )
                 if target.startswith(b"/"):
                     del trail[1:]
