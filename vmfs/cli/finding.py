@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from vmfs.catalog.catalog import Catalog
 from vmfs.catalog.filesearch import FileQuery, FileRow
 from vmfs.catalog.globs import Glob, compile_glob
-from vmfs.catalog.resolve import show_time
 from vmfs.catalog.rows import PointRow
 from vmfs.cli import common, found_files
 from vmfs.cli.tables import count, format_table
@@ -49,7 +48,7 @@ def find(args: argparse.Namespace, patterns: Sequence[str], repository: Reposito
             }
         )
     elif rows:
-        header = ("VM", "FIRST", "LAST", ">POINTS", "T", ">SIZE", "MODIFIED", "PATH")
+        header = ("VM", *found_files.HEADER, "PATH")
         print(format_table(header, [_cells(row) for row in rows]))
     if unlisted:
         log.warning(
@@ -113,13 +112,4 @@ def _scope(args: argparse.Namespace, catalog: Catalog) -> list[PointRow]:
 
 
 def _cells(row: FileRow) -> tuple[str, ...]:
-    return (
-        row.vm,
-        show_time(row.points[0].time),
-        show_time(row.points[-1].time),
-        str(len(row.points)),
-        found_files.kind_letter(row.mode),
-        common.format_size(row.size),
-        found_files.shown_time(row.mtime),
-        found_files.shown_path(row),
-    )
+    return (row.vm, *found_files.cells_of(row), found_files.shown_path(row))

@@ -11,12 +11,30 @@ from typing import Any
 from vmfs.catalog.catalog import Catalog
 from vmfs.catalog.filesearch import FileRow
 from vmfs.catalog.models import EPOCH
+from vmfs.catalog.resolve import show_time
+from vmfs.cli.common import format_size
 from vmfs.format.filelist import to_bytes
 from vmfs.repo.repository import Repository
 
 log = logging.getLogger(__name__)
 
 _LETTERS = {stat.S_IFREG: "f", stat.S_IFDIR: "d", stat.S_IFLNK: "l"}
+
+
+HEADER = ("FIRST", "LAST", ">POINTS", "T", ">SIZE", "MODIFIED")
+"""Of the cells of `cells_of`, as tables.format_table has it."""
+
+
+def cells_of(row: FileRow) -> tuple[str, ...]:
+    """The first and the last restore point that have the version, how many have it, and what it is."""
+    return (
+        show_time(row.points[0].time),
+        show_time(row.points[-1].time),
+        str(len(row.points)),
+        kind_letter(row.mode),
+        format_size(row.size),
+        shown_time(row.mtime),
+    )
 
 
 def sync_files(repository: Repository, catalog: Catalog) -> None:

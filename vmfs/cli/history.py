@@ -215,19 +215,12 @@ def _facts(version: Version) -> dict[str, Any]:
 def _print(versions: Sequence[Version]) -> None:
     several = len({(version.row.vm_id, found_files.shown_path(version.row)) for version in versions}) > 1
     shown = [_shown_content(version) for version in versions]
-    header = ["FIRST", "LAST", ">POINTS", "T", ">SIZE", "MODIFIED"]
+    header = [*found_files.HEADER]
     header += ["CONTENT"] if any(shown) else []
     header += ["PATH"] if several else []
     rows = []
     for (row, *_), content in zip(versions, shown, strict=True):
-        cells = [
-            show_time(row.points[0].time),
-            show_time(row.points[-1].time),
-            str(len(row.points)),
-            found_files.kind_letter(row.mode),
-            common.format_size(row.size),
-            found_files.shown_time(row.mtime),
-        ]
+        cells = [*found_files.cells_of(row)]
         cells += [content or "-"] if any(shown) else []
         cells += [found_files.shown_path(row)] if several else []
         rows.append(tuple(cells))

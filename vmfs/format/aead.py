@@ -53,17 +53,9 @@ class PyCryptodome:
         out[len(plain) :] = cipher.digest()
 
     def decrypt(self, key: bytes, nonce: bytes, sealed: Buffer, aad: bytes) -> bytes:
-        from Crypto.Cipher import AES
-
-        if len(sealed) < TAG_SIZE:
-            raise AuthenticationError("sealed bytes are shorter than their tag")
-        view = memoryview(sealed)
-        cipher = AES.new(key, AES.MODE_GCM, nonce=nonce, mac_len=TAG_SIZE)
-        cipher.update(aad)
-        try:
-            return cipher.decrypt_and_verify(view[:-TAG_SIZE], bytes(view[-TAG_SIZE:]))
-        except ValueError:
-            raise AuthenticationError("authentication failed") from None
+        out = bytearray(max(0, len(sealed) - TAG_SIZE))
+        self.decrypt_into(key, nonce, sealed, aad, memoryview(out))
+        return bytes(out)
 
     def decrypt_into(self, key: bytes, nonce: bytes, sealed: Buffer, aad: bytes, out: memoryview) -> None:
         from Crypto.Cipher import AES
